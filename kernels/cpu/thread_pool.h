@@ -1,0 +1,31 @@
+// The threads of one CPU backend. Work is cut the same way every time: `count` items into as many contiguous ranges as there are
+// threads, range t always on thread t, so that memory first touched by a thread stays near it. Which thread computes an item
+// never changes a bit of the result: items are independent, or combined in an order of their own.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+namespace qserve::kernels::cpu {
+
+class ThreadPool {
+ public:
+  // threads >= 1; the caller of ParallelFor is thread 0, threads - 1 more are started.
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const;
+
+  // Calls body(begin, end, thread) for every non-empty range and returns when all are done. Ranges start at multiples of `grain`.
+  // Not reentrant; one caller at a time. Waiting threads spin for some microseconds, then sleep.
+  void ParallelFor(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end, int thread)>& body);
+
+ private:
+  struct Shared;
+  std::unique_ptr<Shared> shared_;
+};
+
+}  // namespace qserve::kernels::cpu

@@ -1,0 +1,25 @@
+// The one place that names concrete backends. Used by worker/exec/rank.cc, quantizer, bench and tests.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+
+namespace qserve::kernels {
+
+struct DeviceOptions {
+  std::string device = "auto";  // auto | cpu | cuda: auto takes a GPU where there is one
+  int ordinal = 0;              // which GPU
+  int threads = 0;              // CPU: threads of this rank, 0 = all cores
+  std::string cpu_isa = "auto";  // auto | reference | avx2 | avxvnni | avx512vnni; auto also reads QSERVE_CPU_ISA
+};
+
+// Unsupported, with what there is, when the device or ISA is absent.
+StatusOr<std::unique_ptr<Backend>> CreateBackend(const DeviceOptions& options);
+
+// CPU ISAs that run on this machine, best first; always ends with "reference".
+std::vector<std::string> SupportedCpuIsas();
+
+}  // namespace qserve::kernels
