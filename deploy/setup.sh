@@ -112,6 +112,7 @@ add_security_updates() {
     as_root rm -f "$list"
     return 1
   fi
+  apt_updated=1
 }
 
 install_rust() {
