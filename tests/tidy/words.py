@@ -31,7 +31,7 @@ IN_CPP = (
     (_word("std::", "cout"), "libraries do not print",
      ("client/", "bench/", "tests/", "quantizer/main.cc", "worker/main.cc", "router/main.cc")),
     (re.compile(r"^\s*#\s*(?:if|ifdef|ifndef|elif)\b"), "variants are chosen by CMake, not by the preprocessor",
-     ("common/", "kernels/cuda/device/")),
+     ("common/", "kernels/cuda/device/", "worker/text/rust/")),  # the last: a C header
 )
 
 
