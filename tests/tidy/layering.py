@@ -8,7 +8,7 @@ RULE = "layering"
 TOP_FOLDERS = ("bench", "client", "common", "kernels", "proto", "quantizer", "router", "tests", "worker")
 
 _KERNELS = ("common", "kernels", "kernels/quant")
-_BELOW_EXEC = _KERNELS + ("worker/checkpoint", "worker/comm", "worker/model", "worker/plan", "worker/text")
+_BELOW_EXEC = _KERNELS + ("worker/checkpoint", "worker/comm", "worker/group", "worker/model", "worker/plan", "worker/text")
 _BELOW_ENGINE = _BELOW_EXEC + ("worker/exec", "worker/sched")
 _BELOW_SERVE = _BELOW_ENGINE + ("worker/engine", "common/rpc", "proto")
 _WORKER = _BELOW_SERVE + ("worker/serve", "worker")
@@ -27,7 +27,8 @@ ALLOWED = {
     "worker/checkpoint": _KERNELS,
     "worker/text": ("common",),
     "worker/plan": ("common",),
-    "worker/comm": _KERNELS,
+    "worker/group": ("common",),
+    "worker/comm": _KERNELS + ("worker/group",),
     "worker/model": _KERNELS + ("worker/checkpoint", "worker/comm"),
     "worker/sched": ("common", "worker/plan"),
     "worker/exec": _BELOW_EXEC,
@@ -57,8 +58,8 @@ _EXTERNAL = (
     (_GLOO, ("worker/comm/", "tests/"), "Gloo stays in worker/comm"),
 )
 _GRPC_IN_COMMON = "common/rpc/"
-_NO_GRPC = ("common/", "kernels/", "quantizer/", "worker/plan/", "worker/checkpoint/", "worker/text/", "worker/comm/", "worker/model/",
-            "worker/exec/", "worker/sched/", "worker/engine/")
+_NO_GRPC = ("common/", "kernels/", "quantizer/", "worker/plan/", "worker/checkpoint/", "worker/text/", "worker/comm/", "worker/group/",
+            "worker/model/", "worker/exec/", "worker/sched/", "worker/engine/")
 
 # Where concrete backends live, and the factory that makes them.
 _BACKENDS = ("kernels/cpu/", "kernels/cuda/", "kernels/no_cuda/", "kernels/cpu_backend", "kernels/cuda_backend",
