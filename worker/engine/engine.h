@@ -1,5 +1,6 @@
-// The engine: one thread that drains the inbox, plans a step, tells the followers, runs it and hands out its tokens (RunOnce is
-// the heart). Everything about scheduling is in worker/sched, everything about the device behind StepExecutor.
+// The engine: one thread that drains the inbox, plans a step, tells the followers, runs it and
+// hands out its tokens (RunOnce is the heart). Everything about scheduling is in worker/sched,
+// everything about the device behind StepExecutor.
 #pragma once
 
 #include <atomic>
@@ -42,18 +43,21 @@ struct EngineStats {
 
 class Engine {
  public:
-  // `group` is the leader's side of the host group (size 1 without followers). All references must outlive the engine.
-  Engine(EngineOptions options, exec::StepExecutor& executor, comm::HostGroup& group, const Clock& clock);
+  // `group` is the leader's side of the host group (size 1 without followers). All references must
+  // outlive the engine.
+  Engine(EngineOptions options, exec::StepExecutor& executor, comm::HostGroup& group,
+         const Clock& clock);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Any thread. ResourceExhausted when the queue is full, Unavailable when draining, stopped or failed; InvalidArgument for a request
-  // that can never run (more blocks than there are).
+  // Any thread. ResourceExhausted when the queue is full, Unavailable when draining, stopped or
+  // failed; InvalidArgument for a request that can never run (more blocks than there are).
   absl::Status Submit(EngineRequest request);
 
-  // The one door for everything exceptional: client gone, deadline, stop string, drain, abort. candidate -1: all. Any thread; a
-  // request that is already over is ignored. The last event of each candidate has `reason`.
+  // The one door for everything exceptional: client gone, deadline, stop string, drain, abort.
+  // candidate -1: all. Any thread; a request that is already over is ignored. The last event of
+  // each candidate has `reason`.
   void Cancel(RequestId id, int32_t candidate = -1, FinishReason reason = FinishReason::kCancelled);
 
   // A request id that was not used before. Any thread.
@@ -61,10 +65,12 @@ class Engine {
 
   EngineStats Stats() const;  // any thread
 
-  // Runs until Stop() or a failed step; on failure every open request ends with Unavailable and the status is returned. Called
-  // on the engine's own thread. Followers are told to leave on a regular stop.
+  // Runs until Stop() or a failed step; on failure every open request ends with Unavailable and the
+  // status is returned. Called on the engine's own thread. Followers are told to leave on a regular
+  // stop.
   absl::Status Run();
-  // One turn of Run, without waiting for work: for tests and simulation. True if there was anything to do.
+  // One turn of Run, without waiting for work: for tests and simulation. True if there was anything
+  // to do.
   absl::StatusOr<bool> RunOnce();
 
   void StartDraining();  // refuse new requests, finish the others. Any thread.

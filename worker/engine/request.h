@@ -1,5 +1,5 @@
-// What the gRPC edge hands to the engine and what comes back. Everything is decided here: text is tokenized, defaults are
-// applied, limits are checked; the engine knows token ids only.
+// What the gRPC edge hands to the engine and what comes back. Everything is decided here: text is
+// tokenized, defaults are applied, limits are checked; the engine knows token ids only.
 #pragma once
 
 #include <cstdint>
@@ -45,12 +45,15 @@ struct EngineRequest {
 
 struct Usage {
   int32_t prompt_tokens = 0;
-  int32_t cached_tokens = 0;  // of the prompt, found in the prefix cache by the first candidate; timing information, not part of schedule-independence
+  // Of the prompt, found in the prefix cache by the first candidate; timing information, not part
+  // of schedule-independence.
+  int32_t cached_tokens = 0;
   Duration queue_time{};
   Duration time_to_first_token{};
 };
 
-// One candidate got tokens, or ended. Events of one candidate come in order; the last one has a finish reason, and exactly one has.
+// One candidate got tokens, or ended. Events of one candidate come in order; the last one has a
+// finish reason, and exactly one has.
 struct TokenEvent {
   RequestId request;
   int32_t candidate = 0;
@@ -58,7 +61,8 @@ struct TokenEvent {
   FinishReason finish = FinishReason::kNone;
   int32_t matched_stop_id = -1;  // with kStop
   absl::Status error;            // not OK: the engine failed; the stream ends with this
-  Usage usage;                   // with the last event
+  // As known so far: with every event from the first token on, and with the last.
+  Usage usage;
 };
 
 }  // namespace qserve::worker::engine

@@ -1,6 +1,6 @@
-// Tokens of one request on their way from the engine thread to the edge. Push never blocks: what may be queued is bounded by the
-// request itself (candidates * max_tokens). Several pushes before a pop are merged by the reader, so a slow client costs memory of its
-// own request and nobody's time.
+// Tokens of one request on their way from the engine thread to the edge. Push never blocks: what
+// may be queued is bounded by the request itself (candidates * max_tokens). Several pushes before a
+// pop are merged by the reader, so a slow client costs memory of its own request and nobody's time.
 #pragma once
 
 #include <functional>
@@ -13,8 +13,8 @@ namespace qserve::worker::engine {
 
 class TokenChannel {
  public:
-  // `on_ready` is called (from the pushing thread, without locks held, must not block) when the channel goes from empty to
-  // not empty. Set before the request is submitted.
+  // `on_ready` is called (from the pushing thread, without locks held, must not block) when the
+  // channel goes from empty to not empty. Set before the request is submitted.
   explicit TokenChannel(std::function<void()> on_ready);
 
   void Push(TokenEvent event);        // engine thread
