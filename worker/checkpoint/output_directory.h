@@ -1,0 +1,60 @@
+// A directory that appears whole or not at all: written under a temporary name beside it, moved
+// into place by Commit, removed again by the destructor otherwise. Used by writers of checkpoints;
+// one thread at a time. Owns the temporary directory.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace qserve::worker::checkpoint {
+
+// A file being written. Errors name it; a full disk is ResourceExhausted.
+class OutputFile {
+ public:
+  static absl::StatusOr<OutputFile> Create(const std::string& path);
+  OutputFile(OutputFile&& other) noexcept;
+  OutputFile& operator=(OutputFile&& other) noexcept;
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+  ~OutputFile();
+
+  absl::Status Write(std::span<const std::byte> bytes);
+  // Flushes to the disk and closes.
+  absl::Status Close();
+
+ private:
+  OutputFile(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
+  int fd_ = -1;
+  std::string path_;
+};
+
+class OutputDirectory {
+ public:
+  // AlreadyExists if `path` is anything but absent or an empty directory; parents are created.
+  static absl::StatusOr<std::unique_ptr<OutputDirectory>> Create(const std::string& path);
+  ~OutputDirectory();
+  OutputDirectory(const OutputDirectory&) = delete;
+  OutputDirectory& operator=(const OutputDirectory&) = delete;
+
+  // Where the files go until Commit.
+  const std::string& temporary_path() const { return temporary_; }
+  absl::Status WriteFile(const std::string& name, const std::string& contents);
+  // Copies a regular file; its name stays.
+  absl::Status CopyFile(const std::string& source);
+  // Moves everything to `path`. Nothing may be written afterwards.
+  absl::Status Commit();
+
+ private:
+  OutputDirectory(std::string path, std::string temporary)
+      : path_(std::move(path)), temporary_(std::move(temporary)) {}
+  std::string path_;
+  std::string temporary_;
+  bool committed_ = false;
+};
+
+}  // namespace qserve::worker::checkpoint
