@@ -1,4 +1,5 @@
-// A bounded queue between threads. Full is an answer, not a wait: producers that must not block get false at once.
+// A bounded queue between threads. Full is an answer, not a wait: producers that must not block get
+// false at once.
 #pragma once
 
 #include <condition_variable>
@@ -48,7 +49,8 @@ class BoundedQueue {
   // Everything queued now; never waits.
   std::vector<T> Drain() {
     const std::lock_guard lock(mutex_);
-    std::vector<T> all(std::make_move_iterator(items_.begin()), std::make_move_iterator(items_.end()));
+    std::vector<T> all(std::make_move_iterator(items_.begin()),
+                       std::make_move_iterator(items_.end()));
     items_.clear();
     return all;
   }

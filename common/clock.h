@@ -1,4 +1,5 @@
-// Monotonic time, behind an interface so that the scheduler, time-outs and the router can be tested under simulated time.
+// Monotonic time, behind an interface so that the scheduler, time-outs and the router can be tested
+// under simulated time.
 #pragma once
 
 #include <atomic>

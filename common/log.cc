@@ -4,14 +4,15 @@
 #include <string>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
+#include <nlohmann/json.hpp>
 
 namespace qserve {
 namespace {
 
-// One JSON object a line; the message is escaped by the JSON library, so that no text can forge a line.
+// One JSON object a line; the message is escaped by the JSON library, so that no text can forge a
+// line.
 class JsonFormatter final : public spdlog::formatter {
  public:
   explicit JsonFormatter(std::string name) : name_(std::move(name)) {}
@@ -24,11 +25,14 @@ class JsonFormatter final : public spdlog::formatter {
         {"process", name_},
         {"message", std::string(message.payload.data(), message.payload.size())},
     };
-    const std::string text = line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+    const std::string text =
+        line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
     out.append(text.data(), text.data() + text.size());
   }
 
-  std::unique_ptr<spdlog::formatter> clone() const override { return std::make_unique<JsonFormatter>(name_); }
+  std::unique_ptr<spdlog::formatter> clone() const override {
+    return std::make_unique<JsonFormatter>(name_);
+  }
 
  private:
   std::string name_;
@@ -47,12 +51,15 @@ absl::Status InitLogging(std::string_view name, std::string_view level, std::str
   } else if (level == "error") {
     parsed = spdlog::level::err;
   } else {
-    return absl::InvalidArgumentError(fmt::format("log level must be debug, info, warn or error, not '{}'", level));
+    return absl::InvalidArgumentError(
+        fmt::format("log level must be debug, info, warn or error, not '{}'", level));
   }
   if (format != "text" && format != "json") {
-    return absl::InvalidArgumentError(fmt::format("log format must be text or json, not '{}'", format));
+    return absl::InvalidArgumentError(
+        fmt::format("log format must be text or json, not '{}'", format));
   }
-  auto logger = std::make_shared<spdlog::logger>(std::string(name), std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  auto logger = std::make_shared<spdlog::logger>(
+      std::string(name), std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
   logger->set_level(parsed);
   if (format == "json") {
     logger->set_formatter(std::make_unique<JsonFormatter>(std::string(name)));

@@ -1,5 +1,5 @@
-// Logging: LOG_INFO("ready in {:.1f} s", seconds). fmt syntax, checked at compile time. Text or one JSON object a line; to stderr.
-// Never log prompts, generated text, keys or secrets. Thread-safe.
+// Logging: LOG_INFO("ready in {:.1f} s", seconds). fmt syntax, checked at compile time. Text or one
+// JSON object a line; to stderr. Never log prompts, generated text, keys or secrets. Thread-safe.
 #pragma once
 
 #include <string_view>
@@ -10,8 +10,8 @@
 
 namespace qserve {
 
-// level: debug | info | warn | error; format: text | json. `name` (for example "worker rank 1") stands in every line.
-// Called once at the start of main, before threads.
+// level: debug | info | warn | error; format: text | json. `name` (for example "worker rank 1")
+// stands in every line. Called once at the start of main, before threads.
 absl::Status InitLogging(std::string_view name, std::string_view level, std::string_view format);
 
 }  // namespace qserve

@@ -1,4 +1,5 @@
-// A read-only memory-mapped file. Nothing is read until touched, so a rank that touches only its slices reads only those.
+// A read-only memory-mapped file. Nothing is read until touched, so a rank that touches only its
+// slices reads only those.
 #pragma once
 
 #include <cstddef>

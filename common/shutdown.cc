@@ -13,7 +13,8 @@
 
 namespace qserve {
 
-ShutdownSignal::ShutdownSignal(std::function<void(int)> on_signal) : on_signal_(std::move(on_signal)) {
+ShutdownSignal::ShutdownSignal(std::function<void(int)> on_signal)
+    : on_signal_(std::move(on_signal)) {
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);

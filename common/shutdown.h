@@ -1,5 +1,5 @@
-// SIGTERM and SIGINT as an event. Made first thing in main, before any thread, so that every thread inherits the blocked signals
-// and exactly one place receives them.
+// SIGTERM and SIGINT as an event. Made first thing in main, before any thread, so that every thread
+// inherits the blocked signals and exactly one place receives them.
 #pragma once
 
 #include <atomic>
@@ -10,8 +10,9 @@ namespace qserve {
 
 class ShutdownSignal {
  public:
-  // Blocks SIGTERM and SIGINT in this thread and its future children, ignores SIGPIPE. `on_signal(count)` runs on a thread of this object at
-  // each signal: count 1 for the first (drain), 2 for the second (leave at once).
+  // Blocks SIGTERM and SIGINT in this thread and its future children, ignores SIGPIPE.
+  // `on_signal(count)` runs on a thread of this object at each signal: count 1 for the first
+  // (drain), 2 for the second (leave at once).
   explicit ShutdownSignal(std::function<void(int count)> on_signal);
   ~ShutdownSignal();
   ShutdownSignal(const ShutdownSignal&) = delete;

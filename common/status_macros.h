@@ -10,10 +10,9 @@
 #define QSERVE_CONCAT(a, b) QSERVE_CONCAT_INNER(a, b)
 
 // Returns from the enclosing function if `expression` (an absl::Status) is an error.
-#define RETURN_IF_ERROR(expression)                                     \
-  do {                                                                  \
-    if (absl::Status qserve_status = (expression); !qserve_status.ok()) \
-      return qserve_status;                                             \
+#define RETURN_IF_ERROR(expression)                                                           \
+  do {                                                                                        \
+    if (absl::Status qserve_status = (expression); !qserve_status.ok()) return qserve_status; \
   } while (false)
 
 // ASSIGN_OR_RETURN(auto value, F()): value of an absl::StatusOr, or return of its error.

@@ -1,4 +1,5 @@
-// Integers that mean different things must not mix: TypedId<Tag, Rep> is an integer that converts to nothing by itself.
+// Integers that mean different things must not mix: TypedId<Tag, Rep> is an integer that converts
+// to nothing by itself.
 #pragma once
 
 #include <compare>
@@ -35,5 +36,7 @@ std::string ToString(TypedId<Tag, Rep> id) {
 
 template <class Tag, class Rep>
 struct std::hash<qserve::TypedId<Tag, Rep>> {
-  size_t operator()(qserve::TypedId<Tag, Rep> id) const noexcept { return std::hash<Rep>()(id.value()); }
+  size_t operator()(qserve::TypedId<Tag, Rep> id) const noexcept {
+    return std::hash<Rep>()(id.value());
+  }
 };

@@ -11,7 +11,8 @@
 
 namespace qserve::cli {
 
-Options::Options(const std::string& program, const std::string& description) : app_(description, program) {
+Options::Options(const std::string& program, const std::string& description)
+    : app_(description, program) {
   app_.set_version_flag("--version", std::string(kVersion));
   app_.set_config("--config", "", "Read options from this file (key = value)");
   app_.allow_extras(false);
@@ -30,13 +31,15 @@ std::string Options::Environment(const std::string& name) {
 
 std::optional<int> Options::Parse(int argc, const char* const* argv) {
   std::vector<std::string> arguments(argv + 1, argv + argc);
-  // CLI11 would let the file win over the environment: variables are made flags, unless the flag itself is there.
+  // CLI11 would let the file win over the environment: variables are made flags, unless the flag
+  // itself is there.
   const std::vector<std::string> given = arguments;
   for (const auto& [variable, flag] : variables_) {
     const char* value = std::getenv(variable.c_str());
-    const bool overridden = std::any_of(given.begin(), given.end(), [&flag = flag](const std::string& argument) {
-      return argument == flag || argument.rfind(flag + "=", 0) == 0;
-    });
+    const bool overridden =
+        std::any_of(given.begin(), given.end(), [&flag = flag](const std::string& argument) {
+          return argument == flag || argument.rfind(flag + "=", 0) == 0;
+        });
     if (value != nullptr && !overridden) arguments.push_back(flag + "=" + value);
   }
   std::reverse(arguments.begin(), arguments.end());  // the order that CLI11 takes a vector in
@@ -68,7 +71,8 @@ std::optional<int> ParseHostPort(const std::string& address, std::string* host) 
   if (error != std::errc() || parsed_end != end || port < 0 || port > 65535) return std::nullopt;
   if (host != nullptr) {
     *host = address.substr(0, colon);
-    if (host->size() > 2 && host->front() == '[' && host->back() == ']') *host = host->substr(1, host->size() - 2);
+    if (host->size() > 2 && host->front() == '[' && host->back() == ']')
+      *host = host->substr(1, host->size() - 2);
   }
   return port;
 }

@@ -1,6 +1,7 @@
-// Command lines of every binary: one declaration gives the flag, its environment variable (--max-queue is QSERVE_MAX_QUEUE), its
-// key in a --config file (max-queue = 1024), its help and its parsing. Flags win over the environment, the environment over the file.
-// Unknown flags and keys are refused; unknown QSERVE_* variables are only reported, because Kubernetes injects some.
+// Command lines of every binary: one declaration gives the flag, its environment variable
+// (--max-queue is QSERVE_MAX_QUEUE), its key in a --config file (max-queue = 1024), its help and
+// its parsing. Flags win over the environment, the environment over the file. Unknown flags and
+// keys are refused; unknown QSERVE_* variables are only reported, because Kubernetes injects some.
 #pragma once
 
 #include <map>
@@ -17,7 +18,8 @@ class Options {
   // `description` heads --help; --version and --config are added.
   Options(const std::string& program, const std::string& description);
 
-  // Adds --`name`; `value` holds the default and receives the result. Returns the CLI11 option for checks.
+  // Adds --`name`; `value` holds the default and receives the result. Returns the CLI11 option for
+  // checks.
   template <class T>
   CLI::Option* Add(const std::string& name, T& value, const std::string& help) {
     CLI::Option* option = app_.add_option("--" + name, value, help)->envname(Environment(name));
@@ -30,7 +32,8 @@ class Options {
 
   CLI::App& app() { return app_; }
 
-  // Parses. Nothing: go on; otherwise the code to exit with, help or the one-line error having been printed.
+  // Parses. Nothing: go on; otherwise the code to exit with, help or the one-line error having been
+  // printed.
   std::optional<int> Parse(int argc, const char* const* argv);
 
   // QSERVE_* variables of the environment that no option knows; valid after Parse.

@@ -12,7 +12,8 @@ namespace qserve {
 // Runs the updates before it hands out the registry's families.
 class Metrics::Collector final : public prometheus::Collectable {
  public:
-  explicit Collector(std::shared_ptr<prometheus::Registry> registry) : registry_(std::move(registry)) {}
+  explicit Collector(std::shared_ptr<prometheus::Registry> registry)
+      : registry_(std::move(registry)) {}
 
   void Add(std::function<void()> update) {
     const std::lock_guard lock(mutex_);
@@ -37,7 +38,8 @@ struct Metrics::Endpoint {
 };
 
 Metrics::Metrics()
-    : registry_(std::make_shared<prometheus::Registry>()), collector_(std::make_shared<Collector>(registry_)) {}
+    : registry_(std::make_shared<prometheus::Registry>()),
+      collector_(std::make_shared<Collector>(registry_)) {}
 Metrics::~Metrics() = default;
 
 prometheus::Counter& Metrics::AddCounter(const std::string& name, const std::string& help) {
@@ -50,7 +52,11 @@ prometheus::Gauge& Metrics::AddGauge(const std::string& name, const std::string&
 
 prometheus::Histogram& Metrics::AddHistogram(const std::string& name, const std::string& help,
                                              std::vector<double> buckets) {
-  return prometheus::BuildHistogram().Name(name).Help(help).Register(*registry_).Add({}, std::move(buckets));
+  return prometheus::BuildHistogram()
+      .Name(name)
+      .Help(help)
+      .Register(*registry_)
+      .Add({}, std::move(buckets));
 }
 
 void Metrics::OnCollect(std::function<void()> update) { collector_->Add(std::move(update)); }
@@ -60,13 +66,16 @@ absl::Status Metrics::Serve(const std::string& address) {
   try {
     endpoint_ = std::make_unique<Endpoint>(address);
   } catch (const std::exception& error) {
-    return absl::UnavailableError(fmt::format("cannot serve metrics on {}: {}", address, error.what()));
+    return absl::UnavailableError(
+        fmt::format("cannot serve metrics on {}: {}", address, error.what()));
   }
   endpoint_->exposer.RegisterCollectable(collector_);
   return absl::OkStatus();
 }
 
-std::string Metrics::Text() { return prometheus::TextSerializer().Serialize(collector_->Collect()); }
+std::string Metrics::Text() {
+  return prometheus::TextSerializer().Serialize(collector_->Collect());
+}
 
 std::vector<double> LatencyBuckets() {
   std::vector<double> bounds;

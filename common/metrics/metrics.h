@@ -1,5 +1,6 @@
-// Prometheus metrics of one process: a registry and the HTTP endpoint that shows it. Components register their metrics once, at
-// construction, and keep references; there are no global metrics. Thread-safe.
+// Prometheus metrics of one process: a registry and the HTTP endpoint that shows it. Components
+// register their metrics once, at construction, and keep references; there are no global metrics.
+// Thread-safe.
 #pragma once
 
 #include <functional>
@@ -27,7 +28,8 @@ class Metrics {
   // A metric without labels, registered for this object's life.
   prometheus::Counter& AddCounter(const std::string& name, const std::string& help);
   prometheus::Gauge& AddGauge(const std::string& name, const std::string& help);
-  prometheus::Histogram& AddHistogram(const std::string& name, const std::string& help, std::vector<double> buckets);
+  prometheus::Histogram& AddHistogram(const std::string& name, const std::string& help,
+                                      std::vector<double> buckets);
 
   // For metrics with labels.
   prometheus::Registry& registry() { return *registry_; }

@@ -21,7 +21,8 @@ std::optional<Message> FindDetail(const grpc::Status& status) {
 
 }  // namespace
 
-grpc::Status MakeError(grpc::StatusCode code, const std::string& message, const ErrorDetails& details) {
+grpc::Status MakeError(grpc::StatusCode code, const std::string& message,
+                       const ErrorDetails& details) {
   google::rpc::Status status;
   status.set_code(static_cast<int>(code));
   status.set_message(message);
@@ -54,12 +55,15 @@ grpc::Status MakeError(grpc::StatusCode code, const std::string& message, const 
   return grpc::Status(code, message, status.SerializeAsString());
 }
 
-grpc::Status MakeInvalidArgument(std::vector<FieldViolation> violations, const std::string& request_id) {
+grpc::Status MakeInvalidArgument(std::vector<FieldViolation> violations,
+                                 const std::string& request_id) {
   QSERVE_CHECK(!violations.empty());
   std::string message = fmt::format("{} {}", violations[0].field, violations[0].description);
-  if (violations.size() > 1) message += fmt::format(" (and {} more violations)", violations.size() - 1);
-  return MakeError(grpc::StatusCode::INVALID_ARGUMENT, message,
-                   {.reason = kInvalidRequest, .violations = std::move(violations), .request_id = request_id});
+  if (violations.size() > 1)
+    message += fmt::format(" (and {} more violations)", violations.size() - 1);
+  return MakeError(
+      grpc::StatusCode::INVALID_ARGUMENT, message,
+      {.reason = kInvalidRequest, .violations = std::move(violations), .request_id = request_id});
 }
 
 std::string ReasonOf(const grpc::Status& status) {

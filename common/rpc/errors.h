@@ -1,5 +1,6 @@
-// gRPC errors of the public API: google.rpc.Status with ErrorInfo (domain "qserve") and what else helps a client. Used by
-// worker/serve, router and the command-line client; docs/API.md has the table of reasons.
+// gRPC errors of the public API: google.rpc.Status with ErrorInfo (domain "qserve") and what else
+// helps a client. Used by worker/serve, router and the command-line client; docs/API.md has the
+// table of reasons.
 #pragma once
 
 #include <chrono>
@@ -45,19 +46,23 @@ struct ErrorDetails {
 };
 
 // A status whose details carry all of that.
-grpc::Status MakeError(grpc::StatusCode code, const std::string& message, const ErrorDetails& details);
+grpc::Status MakeError(grpc::StatusCode code, const std::string& message,
+                       const ErrorDetails& details);
 
 // INVALID_ARGUMENT INVALID_REQUEST listing every violation. Precondition: there is one.
-grpc::Status MakeInvalidArgument(std::vector<FieldViolation> violations, const std::string& request_id);
+grpc::Status MakeInvalidArgument(std::vector<FieldViolation> violations,
+                                 const std::string& request_id);
 
 // The reason of a status of ours, empty if it has none. Never fails: what does not parse has none.
 std::string ReasonOf(const grpc::Status& status);
-// All of its details, as one line for people: "INVALID_REQUEST: spec.sampling.top_p must be in (0, 1], got 1.5".
+// All of its details, as one line for people: "INVALID_REQUEST: spec.sampling.top_p must be in (0,
+// 1], got 1.5".
 std::string Describe(const grpc::Status& status);
 // RetryInfo's delay, if given.
 std::optional<std::chrono::milliseconds> RetryDelayOf(const grpc::Status& status);
 
-// Tells gRPC's own retry logic how long to wait (trailer grpc-retry-pushback-ms). Before the call is finished.
+// Tells gRPC's own retry logic how long to wait (trailer grpc-retry-pushback-ms). Before the call
+// is finished.
 void AddRetryPushback(grpc::ServerContextBase& context, std::chrono::milliseconds delay);
 
 // Code for code; messages are kept.

@@ -64,7 +64,8 @@ TEST(ParseHostPort, TakesNamesAndAddresses) {
   EXPECT_EQ(host, "localhost");
   EXPECT_EQ(ParseHostPort("[::1]:8", &host), 8);
   EXPECT_EQ(host, "::1");
-  for (const char* bad : {"", "host", ":1", "host:", "host:x", "host:65536", "host:-1", "host:1x"}) {
+  for (const char* bad :
+       {"", "host", ":1", "host:", "host:x", "host:65536", "host:-1", "host:1x"}) {
     EXPECT_EQ(ParseHostPort(bad, nullptr), std::nullopt) << bad;
   }
 }

@@ -38,11 +38,13 @@ TEST(StatusMacros, PassValuesAndErrorsOn) {
 
 // The known-answer vectors published with the paper's library (Random123, philox4x32-10).
 TEST(Philox, KnownAnswers) {
-  EXPECT_THAT(Philox4x32({0, 0, 0, 0}, {0, 0}), testing::ElementsAre(0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8));
+  EXPECT_THAT(Philox4x32({0, 0, 0, 0}, {0, 0}),
+              testing::ElementsAre(0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8));
   EXPECT_THAT(Philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}),
               testing::ElementsAre(0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd));
-  EXPECT_THAT(Philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
-              testing::ElementsAre(0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1));
+  EXPECT_THAT(
+      Philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
+      testing::ElementsAre(0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1));
 }
 
 TEST(Philox, UniformStaysInsideTheOpenInterval) {
@@ -91,7 +93,8 @@ TEST(MappedFile, ReadsAndRefuses) {
   EXPECT_EQ(*text, "content");
   EXPECT_EQ(ReadSmallFile(path, 3).status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(MappedFile::Open(path + ".absent").status().code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(MappedFile::Open(testing::TempDir()).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(MappedFile::Open(testing::TempDir()).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST(Hashing, IsStableAcrossMachines) {
