@@ -43,6 +43,10 @@ Status Validate(const LinearWeight& weight);
 // beside a present one counts as zero). InvalidArgument if they do not fit.
 StatusOr<LinearWeight> ConcatenateRows(const std::vector<const LinearWeight*>& parts);
 
+// Columns [begin, end), 0 <= begin < end <= k, as a tensor-parallel rank needs them: groups that straddle a cut come whole, lead is
+// set, and the bias stays with the slice that starts at column 0.
+LinearWeight SliceColumns(const LinearWeight& weight, int64_t begin, int64_t end);
+
 // W[row][0..k) as the kernels see it, in fp32: for tests, the quantizer's simulation and error reports.
 void DequantizeRow(const LinearWeight& weight, int64_t row, float* out);
 

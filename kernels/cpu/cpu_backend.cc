@@ -1,0 +1,107 @@
+// CpuBackend: memory, the error latch and forwarding to the op table.
+#include "kernels/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+#include <utility>
+
+#include "kernels/cpu/aligned_memory.h"
+#include "kernels/cpu/isa_choice.h"
+#include "kernels/cpu/memory_info.h"
+#include "kernels/cpu/op_table.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/cpu/workspace.h"
+
+namespace qserve::kernels::cpu {
+namespace {
+
+// No more than a step can use; a mistyped count is refused before threads are started.
+constexpr int kMaxThreads = 1024;
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(int threads, const OpTable& table) : table_(table), pool_(threads), workspace_(threads) {
+    info_.name = CpuModelName() + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+    info_.kernel_family = "cpu";
+    info_.isa = table.isa;
+    info_.memory_bytes = TotalMemoryBytes();
+  }
+
+  const DeviceInfo& info() const override { return info_; }
+
+  StatusOr<Buffer> Allocate(int64_t bytes, std::string_view purpose) override {
+    if (bytes < 0) return InvalidArgument("cpu: negative allocation for " + std::string(purpose));
+    if (bytes == 0) return Buffer();
+    AlignedMemory memory = AlignedMemory::Allocate(bytes);
+    if (memory.data() == nullptr) {
+      return Status(StatusCode::kOutOfMemory,
+                    "cpu: no memory of " + std::to_string(bytes) + " bytes for " + std::string(purpose));
+    }
+    return Buffer(this, memory.Detach(), bytes);
+  }
+  void CopyToDevice(void* device, const void* host, int64_t bytes) override { Copy(device, host, bytes); }
+  void CopyToHost(void* host, const void* device, int64_t bytes) override { Copy(host, device, bytes); }
+  int64_t AvailableMemory() const override { return AvailableMemoryBytes(); }
+
+  StatusOr<std::unique_ptr<PackedLinear>> Pack(const LinearWeight& weight) override {
+    if (Status status = Validate(weight); !status.ok()) return status;
+    return table_.pack(pool_, weight);
+  }
+
+  void Embed(const EmbedArgs& args) override { Call(table_.embed, args); }
+  void Norm(const NormArgs& args) override { Call(table_.norm, args); }
+  void Linear(const LinearArgs& args) override { Call(table_.linear, args); }
+  void RopeAppend(const RopeAppendArgs& args) override { Call(table_.rope_append, args); }
+  void Attention(const AttentionArgs& args) override { Call(table_.attention, args); }
+  void SiluMul(const SiluMulArgs& args) override { Call(table_.silu_mul, args); }
+  void Sample(const SampleArgs& args) override { Call(table_.sample, args); }
+
+  Status Run(uint64_t /*key*/, const std::function<void()>& step) override {
+    step();
+    return std::exchange(failure_, Status());
+  }
+  void Synchronize() override {}
+  void Fail(Status status) override {
+    if (failure_.ok()) failure_ = std::move(status);
+  }
+
+ protected:
+  void Free(void* data, int64_t bytes) override { AlignedMemory::Release(data, bytes); }
+
+ private:
+  void Copy(void* to, const void* from, int64_t bytes) const {
+    if (bytes > 0 && failure_.ok()) std::memcpy(to, from, static_cast<size_t>(bytes));
+  }
+  template <class Args>
+  void Call(Status (*op)(OpContext&, const Args&), const Args& args) {
+    if (!failure_.ok()) return;
+    OpContext context{pool_, workspace_};
+    failure_ = op(context, args);
+  }
+
+  const OpTable& table_;
+  ThreadPool pool_;
+  Workspace workspace_;
+  DeviceInfo info_;
+  Status failure_;
+};
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int threads, const std::string& isa) {
+  if (threads < 0 || threads > kMaxThreads) {
+    return InvalidArgument("cpu: " + std::to_string(threads) + " threads; 0 (all cores) to " + std::to_string(kMaxThreads) +
+                           " are possible");
+  }
+  StatusOr<const OpTable*> table = ChooseOpTable(isa);
+  if (!table.ok()) return table.status();
+  if (threads == 0) threads = std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
+  return CreateCpuBackend(threads, **table);
+}
+
+std::unique_ptr<Backend> CreateCpuBackend(int threads, const OpTable& table) {
+  return std::make_unique<CpuBackend>(threads, table);
+}
+
+}  // namespace qserve::kernels::cpu

@@ -1,0 +1,168 @@
+// The driver of the fast linears: packs x, cuts the product into units of rows and blocks of tokens, calls the leaf functions.
+//
+// A unit's codes are streamed once for a whole block of tokens: 1024 columns of a panel (8 KiB) stay in the first-level cache while
+// the block's tiles pass over them, so that small batches cost one pass over the weights, and large ones are bound by arithmetic.
+#include "kernels/cpu/linear_panel.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cpu/linear.h"
+#include "kernels/cpu/linear_float.h"
+#include "kernels/cpu/workspace.h"
+
+namespace qserve::kernels::cpu {
+namespace {
+
+constexpr int64_t kBlockTokens = 96;      // a multiple of every tile size
+constexpr int64_t kBlockGroups = 8;       // 1024 columns
+constexpr int64_t kHalfBlockTokens = 32;  // fp32 tokens that share one reading of an fp16 panel
+
+// One call's constants.
+struct Product {
+  const PanelLinear& weight;
+  const LinearArgs& args;
+  const PanelKernels& kernels;
+  const TileFunction* tiles;  // by number of tokens
+  int64_t tile_tokens;
+  int64_t rows;     // tokens
+  int8_t* x;        // packed
+  int16_t* x_sums;  // [rows][group pairs][2], kW4Group128
+};
+
+void PackToken(const Product& p, int64_t m) {
+  const Activation& x = p.args.x;
+  const int64_t tile = m / p.tile_tokens;
+  const int64_t first = tile * p.tile_tokens;
+  const int64_t count = std::min(p.tile_tokens, p.rows - first);
+  const int8_t* from = x.q + m * x.q_stride;
+  int8_t* to = p.x + first * p.weight.kp + (m - first) * 4;
+  for (int64_t k = 0; k < p.weight.kp; k += 4, to += count * 4) std::memcpy(to, from + k, 4);
+  if (p.x_sums == nullptr) return;
+  int16_t* sums = p.x_sums + m * p.weight.group_pairs() * 2;
+  sums[p.weight.group_pairs() * 2 - 1] = 0;  // where the number of groups is odd
+  p.kernels.group_sums(from, p.weight.groups(), sums);
+}
+
+void FinishTile(const Product& p, int64_t unit, int64_t m, int64_t count, int32_t* c) {
+  const PanelLinear& w = p.weight;
+  const int64_t row = unit * p.kernels.unit_panels * kPanelRows;
+  const auto at = static_cast<size_t>(row);
+  EpilogueArgs e;
+  e.c = c;
+  e.tokens = static_cast<int>(count);
+  if (p.x_sums != nullptr) {
+    e.group_pairs = w.group_pairs();
+    e.offset_count = e.group_pairs * kPanelRows * 2;
+    e.offsets = w.offsets.as<int16_t>() + row / kPanelRows * e.offset_count;
+    e.x_sums = p.x_sums + m * e.group_pairs * 2;
+  }
+  if (w.format == WeightFormat::kW8 && p.kernels.biased_w8) e.row_sum_factor = -128;
+  e.scale = w.row_scale.data() + at;
+  e.scaled_zero = w.scaled_zero.empty() ? nullptr : w.scaled_zero.data() + at;
+  e.bias = w.bias.empty() ? nullptr : w.bias.data() + at;
+  e.x_scale = p.args.x.scale + m;
+  e.row_sum = p.args.x.row_sum + m;
+  e.out = p.args.out.row(m) + row;
+  e.out_stride = p.args.out.stride;
+  e.rows = std::min(w.n - row, p.kernels.unit_panels * kPanelRows);
+  p.kernels.epilogue(e);
+}
+
+// All columns of one unit of rows for tokens [m0, m1). `c` holds kBlockTokens * unit rows integers.
+void MultiplyUnit(const Product& p, int64_t unit, int64_t m0, int64_t m1, int32_t* c) {
+  const PanelLinear& w = p.weight;
+  const int64_t unit_rows = p.kernels.unit_panels * kPanelRows;
+  const int64_t panel = unit * p.kernels.unit_panels;
+  const int64_t group_bytes = w.panel_bytes / w.groups();
+  std::memset(c, 0, static_cast<size_t>((m1 - m0) * unit_rows) * sizeof(int32_t));
+  TileArgs t;
+  t.panel_bytes = w.panel_bytes;
+  t.scale_bytes = w.groups() * kPanelRows;
+  for (int64_t g = 0; g < w.groups(); g += kBlockGroups) {
+    t.groups = std::min(kBlockGroups, w.groups() - g);
+    t.codes = w.codes.as<uint8_t>() + panel * w.panel_bytes + g * group_bytes;
+    if (p.x_sums != nullptr) t.scales = w.scales.as<uint8_t>() + panel * t.scale_bytes + g * kPanelRows;
+    for (int64_t m = m0; m < m1; m += p.tile_tokens) {
+      const int64_t count = std::min(p.tile_tokens, m1 - m);
+      t.x = p.x + m * w.kp + g * kWeightGroup * count;
+      t.c = c + (m - m0) * unit_rows;
+      p.tiles[count](t);
+    }
+  }
+  for (int64_t m = m0; m < m1; m += p.tile_tokens) {
+    FinishTile(p, unit, m, std::min(p.tile_tokens, m1 - m), c + (m - m0) * unit_rows);
+  }
+}
+
+Status LinearInteger(OpContext& context, const LinearArgs& args, const PanelKernels& kernels) {
+  const auto& w = static_cast<const PanelLinear&>(*args.weight);
+  const bool group = w.format == WeightFormat::kW4Group128;
+  const bool w8 = w.format == WeightFormat::kW8;
+  const int64_t rows = args.out.rows;
+  const int64_t x_bytes = (rows * w.kp + 63) / 64 * 64;
+  const int64_t sum_bytes = group ? rows * w.group_pairs() * 4 : 0;
+  auto* scratch = static_cast<int8_t*>(context.workspace.Shared(static_cast<size_t>(x_bytes + sum_bytes)));
+  const Product p = {.weight = w,
+                     .args = args,
+                     .kernels = kernels,
+                     .tiles = w8 ? kernels.w8 : group ? kernels.w4_group : kernels.w4_channel,
+                     .tile_tokens = w8 ? kernels.tokens_w8 : kernels.tokens_w4,
+                     .rows = rows,
+                     .x = scratch,
+                     .x_sums = group ? reinterpret_cast<int16_t*>(scratch + x_bytes) : nullptr};
+  context.pool.ParallelFor(rows, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; ++m) PackToken(p, m);
+  });
+  const int64_t units = (w.n + kernels.unit_panels * kPanelRows - 1) / (kernels.unit_panels * kPanelRows);
+  const int64_t blocks = (rows + kBlockTokens - 1) / kBlockTokens;
+  const size_t c_bytes = static_cast<size_t>(kBlockTokens * kernels.unit_panels * kPanelRows) * sizeof(int32_t);
+  context.pool.ParallelFor(units * blocks, 1, [&](int64_t begin, int64_t end, int thread) {
+    auto* c = static_cast<int32_t*>(context.workspace.PerThread(thread, c_bytes));
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t m = item / units * kBlockTokens;
+      MultiplyUnit(p, item % units, m, std::min(rows, m + kBlockTokens), c);
+    }
+  });
+  return {};
+}
+
+Status LinearHalf(OpContext& context, const LinearArgs& args, const PanelKernels& kernels) {
+  const auto& w = static_cast<const PanelLinear&>(*args.weight);
+  const int64_t rows = args.out.rows;
+  auto* x = static_cast<float*>(context.workspace.Shared(static_cast<size_t>(rows * w.kp) * sizeof(float)));
+  context.pool.ParallelFor(rows, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t m = begin; m < end; ++m) {
+      std::copy_n(args.x.f32 + m * args.x.f32_stride, w.k, x + m * w.kp);
+      std::fill_n(x + m * w.kp + w.k, w.kp - w.k, 0.0f);
+    }
+  });
+  const int64_t panels = (w.n + kPanelRows - 1) / kPanelRows;
+  const int64_t blocks = (rows + kHalfBlockTokens - 1) / kHalfBlockTokens;
+  context.pool.ParallelFor(panels * blocks, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t m = item / panels * kHalfBlockTokens;
+      const int64_t row = item % panels * kPanelRows;
+      kernels.half({.w = w.codes.as<uint16_t>() + row * w.kp,
+                    .rows = std::min(kPanelRows, w.n - row),
+                    .k16 = w.kp,
+                    .x = x + m * w.kp,
+                    .tokens = std::min(kHalfBlockTokens, rows - m),
+                    .out = args.out.row(m) + row,
+                    .out_stride = args.out.stride,
+                    .bias = w.bias.empty() ? nullptr : w.bias.data() + row});
+    }
+  });
+  return {};
+}
+
+}  // namespace
+
+Status LinearPanels(OpContext& context, const LinearArgs& args, const PanelKernels& kernels) {
+  if (args.out.rows == 0) return {};
+  if (args.weight->format == WeightFormat::kFloat) return LinearFloat(context, args);
+  if (args.weight->format == WeightFormat::kHalfFixedOrder) return LinearHalf(context, args, kernels);
+  return LinearInteger(context, args, kernels);
+}
+
+}  // namespace qserve::kernels::cpu

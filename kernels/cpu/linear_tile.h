@@ -1,0 +1,200 @@
+// The leaf functions of the fast linears, written once over a vector type V and instantiated by each instruction set's translation
+// unit (V has internal linkage there, so the instantiations have too). A unit of rows is two vectors of V::kLanes rows; each 32-bit
+// lane holds four columns of one row, against which four columns of a token are broadcast.
+//
+// V provides: Int, Float, kLanes; kChunkBlocks, the blocks of 8 columns that Dot may add up before Flush; Load, Low, High (4-bit codes as
+// bytes), Broadcast, Dot, Scale, One, Flush (c += accumulated * scale); Prepare8 and Dot8, Flush8 for 8-bit codes; and the few
+// operations of the epilogue.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/linear_panel.h"
+
+namespace qserve::kernels::cpu {
+
+inline constexpr int kGroupBlocks = 16;  // blocks of 8 columns in a group of 128
+inline constexpr int kBlockBytes = 64;   // of a panel: 8 columns of 16 4-bit rows, or 4 columns of 16 8-bit rows
+
+// How far ahead of its use a panel is asked for: a single token's pass is bound by memory.
+inline constexpr int kPrefetchBytes = 2048;
+
+template <class V, bool kGroup, int kTokens>
+void TileW4(const TileArgs& args) {
+  constexpr int kUnitRows = 2 * V::kLanes;
+  const uint8_t* codes = args.codes;
+  const int8_t* x = args.x;
+  for (int64_t g = 0; g < args.groups; ++g) {
+    const uint8_t* scales = args.scales + g * kPanelRows;
+    const typename V::Int scale0 = kGroup ? V::Scale(scales, args.scale_bytes, 0) : V::One();
+    const typename V::Int scale1 = kGroup ? V::Scale(scales, args.scale_bytes, 1) : V::One();
+    for (int chunk = 0; chunk < kGroupBlocks / V::kChunkBlocks; ++chunk) {
+      typename V::Int acc[kTokens][2] = {};
+#pragma GCC unroll 4
+      for (int block = 0; block < V::kChunkBlocks; ++block) {
+        if constexpr (kTokens <= 2) V::Prefetch(codes + kPrefetchBytes, args.panel_bytes);
+        {
+          const typename V::Int w0 = V::Low(V::Load(codes, args.panel_bytes, 0));
+          const typename V::Int w1 = V::Low(V::Load(codes, args.panel_bytes, 1));
+#pragma GCC unroll 8
+          for (int t = 0; t < kTokens; ++t) {
+            const typename V::Int xs = V::Broadcast(x + t * 4);
+            acc[t][0] = V::Dot(acc[t][0], w0, xs);
+            acc[t][1] = V::Dot(acc[t][1], w1, xs);
+          }
+        }
+        x += kTokens * 4;
+        {
+          const typename V::Int w0 = V::High(V::Load(codes, args.panel_bytes, 0));
+          const typename V::Int w1 = V::High(V::Load(codes, args.panel_bytes, 1));
+#pragma GCC unroll 8
+          for (int t = 0; t < kTokens; ++t) {
+            const typename V::Int xs = V::Broadcast(x + t * 4);
+            acc[t][0] = V::Dot(acc[t][0], w0, xs);
+            acc[t][1] = V::Dot(acc[t][1], w1, xs);
+          }
+        }
+        x += kTokens * 4;
+        codes += kBlockBytes;
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        V::Flush(args.c + t * kUnitRows, acc[t][0], scale0, kGroup);
+        V::Flush(args.c + t * kUnitRows + V::kLanes, acc[t][1], scale1, kGroup);
+      }
+    }
+  }
+}
+
+template <class V, int kTokens>
+void TileW8(const TileArgs& args) {
+  constexpr int kUnitRows = 2 * V::kLanes;
+  const uint8_t* codes = args.codes;
+  const int8_t* x = args.x;
+  typename V::Int acc[kTokens][2] = {};
+  for (int64_t block = 0; block < args.groups * 2 * kGroupBlocks; ++block) {
+    if constexpr (kTokens <= 2) V::Prefetch(codes + kPrefetchBytes, args.panel_bytes);
+    const typename V::Codes8 w0 = V::Prepare8(V::Load(codes, args.panel_bytes, 0));
+    const typename V::Codes8 w1 = V::Prepare8(V::Load(codes, args.panel_bytes, 1));
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) {
+      const typename V::Int xs = V::Broadcast(x + t * 4);
+      acc[t][0] = V::Dot8(acc[t][0], w0, xs);
+      acc[t][1] = V::Dot8(acc[t][1], w1, xs);
+    }
+    x += kTokens * 4;
+    codes += kBlockBytes;
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+    V::Flush8(args.c + t * kUnitRows, acc[t][0]);
+    V::Flush8(args.c + t * kUnitRows + V::kLanes, acc[t][1]);
+  }
+}
+
+// scale_x * (scale * float(acc) [- scaled_zero * float(row_sum)]) [+ bias], each operation rounded, as backend.h says.
+template <class V>
+typename V::Float Output(const EpilogueArgs& e, typename V::Int acc, int token, int row) {
+  typename V::Float y = V::Mul(V::LoadFloat(e.scale + row), V::ToFloat(acc));
+  if (e.scaled_zero != nullptr) {
+    const typename V::Float sum = V::BroadcastFloat(static_cast<float>(e.row_sum[token]));
+    y = V::Sub(y, V::Mul(V::LoadFloat(e.scaled_zero + row), sum));
+  }
+  y = V::Mul(V::BroadcastFloat(e.x_scale[token]), y);
+  return e.bias == nullptr ? y : V::Add(y, V::LoadFloat(e.bias + row));
+}
+
+template <class V>
+void Epilogue(const EpilogueArgs& e) {
+  constexpr int kUnitRows = 2 * V::kLanes;
+  for (int t = 0; t < e.tokens; ++t) {
+    float partial[kUnitRows];
+    const bool whole = e.rows == kUnitRows;
+    float* out = whole ? e.out + t * e.out_stride : partial;
+    for (int row = 0; row < kUnitRows; row += V::kLanes) {
+      typename V::Int acc = V::LoadInt(e.c + t * kUnitRows + row);
+      const int16_t* offsets = e.offsets + row / kPanelRows * e.offset_count + row % kPanelRows * 2;
+      for (int64_t pair = 0; pair < e.group_pairs; ++pair) {
+        acc = V::AddPairs(acc, offsets + pair * kPanelRows * 2, e.x_sums + (t * e.group_pairs + pair) * 2);
+      }
+      if (e.row_sum_factor != 0) acc = V::AddInt(acc, V::BroadcastInt(e.row_sum_factor * e.row_sum[t]));
+      V::StoreFloat(out + row, Output<V>(e, acc, t, row));
+    }
+    if (whole) continue;
+    for (int64_t row = 0; row < e.rows; ++row) e.out[t * e.out_stride + row] = partial[row];
+  }
+}
+
+// fp16 rows x fp32 tokens. H is 16 lanes of fp32: Zero, LoadHalf, LoadFloat, MultiplyAdd, and Sum in the fixed order.
+template <class H, int kRows, int kTokens>
+void HalfTile(const HalfArgs& a, int64_t row, int64_t token) {
+  typename H::Lanes acc[kRows][kTokens];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows * kTokens; ++i) acc[i / kTokens][i % kTokens] = H::Zero();
+  const uint16_t* w = a.w + row * a.k16;
+  const float* x = a.x + token * a.k16;
+  for (int64_t k = 0; k < a.k16; k += 16) {
+    typename H::Lanes rows[kRows];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) rows[r] = H::LoadHalf(w + r * a.k16 + k);
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+      const typename H::Lanes xs = H::LoadFloat(x + t * a.k16 + k);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) acc[r][t] = H::MultiplyAdd(rows[r], xs, acc[r][t]);
+    }
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    for (int r = 0; r < kRows; ++r) {
+      float y = H::Sum(acc[r][t]);
+      if (a.bias != nullptr) y += a.bias[row + r];
+      a.out[(token + t) * a.out_stride + row + r] = y;
+    }
+  }
+}
+
+// Rows in twos (the panel holds 16, so that a row past the last one can be read, never written).
+template <class H>
+void HalfPanel(const HalfArgs& a) {
+  for (int64_t row = 0; row < a.rows;) {
+    int64_t token = 0;
+    if (row + 2 <= a.rows) {
+      for (; token + 3 <= a.tokens; token += 3) HalfTile<H, 2, 3>(a, row, token);
+      for (; token < a.tokens; ++token) HalfTile<H, 2, 1>(a, row, token);
+      row += 2;
+    } else {
+      for (; token < a.tokens; ++token) HalfTile<H, 1, 1>(a, row, token);
+      row += 1;
+    }
+  }
+}
+
+template <class V, int kTokens>
+constexpr void SetW4Tiles(PanelKernels& k) {
+  k.w4_channel[kTokens] = &TileW4<V, false, kTokens>;
+  k.w4_group[kTokens] = &TileW4<V, true, kTokens>;
+  if constexpr (kTokens > 1) SetW4Tiles<V, kTokens - 1>(k);
+}
+template <class V, int kTokens>
+constexpr void SetW8Tiles(PanelKernels& k) {
+  k.w8[kTokens] = &TileW8<V, kTokens>;
+  if constexpr (kTokens > 1) SetW8Tiles<V, kTokens - 1>(k);
+}
+
+// The table of an instruction set, all tiles of up to kW4 and kW8 tokens.
+template <class V, class H, int kW4, int kW8>
+constexpr PanelKernels MakePanelKernels() {
+  PanelKernels k;
+  k.unit_panels = 2 * V::kLanes / static_cast<int>(kPanelRows);
+  k.tokens_w4 = kW4;
+  k.tokens_w8 = kW8;
+  k.biased_w8 = V::kBiased8;
+  SetW4Tiles<V, kW4>(k);
+  SetW8Tiles<V, kW8>(k);
+  k.group_sums = &V::GroupSums;
+  k.epilogue = &Epilogue<V>;
+  k.half = &HalfPanel<H>;
+  return k;
+}
+
+}  // namespace qserve::kernels::cpu

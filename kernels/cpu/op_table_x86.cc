@@ -1,0 +1,69 @@
+// The tables of x86-64, best first. AMX will be one more table, with a packing of its own.
+#include "kernels/cpu/float_ops.h"
+#include "kernels/cpu/linear.h"
+#include "kernels/cpu/op_table.h"
+
+namespace qserve::kernels::cpu {
+namespace {
+
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+bool HasAvxVnni() { return HasAvx2() && __builtin_cpu_supports("avxvnni"); }
+bool HasAvx512Vnni() {
+  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+
+constexpr OpTable kReference = {.isa = "reference",
+                                .supported = [] { return true; },
+                                .pack = reference::PackLinear,
+                                .linear = reference::Linear,
+                                .embed = reference::Embed,
+                                .norm = reference::Norm,
+                                .rope_append = reference::RopeAppend,
+                                .attention = reference::Attention,
+                                .silu_mul = reference::SiluMul,
+                                .sample = reference::Sample};
+
+constexpr OpTable kAvx2 = {.isa = "avx2",
+                           .supported = HasAvx2,
+                           .pack = PackPanels,
+                           .linear = avx2::Linear,
+                           .embed = reference::Embed,
+                           .norm = reference::Norm,
+                           .rope_append = reference::RopeAppend,
+                           .attention = reference::Attention,
+                           .silu_mul = reference::SiluMul,
+                           .sample = reference::Sample};
+
+constexpr OpTable kAvxVnni = {.isa = "avxvnni",
+                              .supported = HasAvxVnni,
+                              .pack = PackPanels,
+                              .linear = avxvnni::Linear,
+                              .embed = reference::Embed,
+                              .norm = reference::Norm,
+                              .rope_append = reference::RopeAppend,
+                              .attention = reference::Attention,
+                              .silu_mul = reference::SiluMul,
+                              .sample = reference::Sample};
+
+constexpr OpTable kAvx512Vnni = {.isa = "avx512vnni",
+                                 .supported = HasAvx512Vnni,
+                                 .pack = PackPanels,
+                                 .linear = avx512vnni::Linear,
+                                 .embed = reference::Embed,
+                                 .norm = reference::Norm,
+                                 .rope_append = reference::RopeAppend,
+                                 .attention = reference::Attention,
+                                 .silu_mul = reference::SiluMul,
+                                 .sample = reference::Sample};
+
+}  // namespace
+
+const std::vector<const OpTable*>& AllOpTables() {
+  static const std::vector<const OpTable*> tables = {&kAvx512Vnni, &kAvxVnni, &kAvx2, &kReference};
+  return tables;
+}
+
+}  // namespace qserve::kernels::cpu

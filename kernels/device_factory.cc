@@ -1,0 +1,22 @@
+// Makes the backend that was asked for.
+#include "kernels/device_factory.h"
+
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/isa_choice.h"
+#include "kernels/cuda_backend.h"
+
+namespace qserve::kernels {
+
+StatusOr<std::unique_ptr<Backend>> CreateBackend(const DeviceOptions& options) {
+  if (options.device == "cuda" || (options.device == "auto" && CudaDeviceCount() > 0)) {
+    return CreateCudaBackend(options.ordinal);
+  }
+  if (options.device == "cpu" || options.device == "auto") {
+    return cpu::CreateCpuBackend(options.threads, options.cpu_isa);
+  }
+  return Unsupported("device " + options.device + " is unknown; known: auto cpu cuda");
+}
+
+std::vector<std::string> SupportedCpuIsas() { return cpu::SupportedIsas(); }
+
+}  // namespace qserve::kernels

@@ -1,0 +1,58 @@
+// Half-precision (fp16) and bfloat16 values in plain C++: conversions that agree to the bit with F16C and AVX512, on any architecture
+// and at compile time. Used by checkpoint reading, the quantizers and the reference kernels.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+namespace qserve::kernels {
+
+// Exact. A signalling NaN becomes quiet, as in hardware.
+constexpr float HalfToFloat(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t exponent = (half >> 10) & 0x1fu;
+  uint32_t mantissa = half & 0x3ffu;
+  if (exponent == 0x1f) {
+    const uint32_t quiet = mantissa != 0 ? 0x400000u : 0u;
+    return std::bit_cast<float>(sign | 0x7f800000u | quiet | (mantissa << 13));
+  }
+  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  if (mantissa == 0) return std::bit_cast<float>(sign);
+  const int shift = std::countl_zero(mantissa) - 21;  // brings the leading one to bit 10
+  mantissa = (mantissa << shift) & 0x3ffu;
+  return std::bit_cast<float>(sign | (static_cast<uint32_t>(113 - shift) << 23) | (mantissa << 13));
+}
+
+// Rounds to nearest, ties to even; overflow gives infinity.
+constexpr uint16_t FloatToHalf(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and more
+  if (magnitude >= 0x38800000u) {                                            // normal: 2^-14 and more
+    const uint32_t odd = (magnitude >> 13) & 1u;
+    return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+  }
+  if (magnitude < 0x33000000u) return static_cast<uint16_t>(sign);  // below half of the smallest subnormal
+  const uint32_t shift = 126 - (magnitude >> 23);                   // 14..24
+  const uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;
+  const uint32_t kept = mantissa >> shift;
+  const uint32_t rest = mantissa & ((1u << shift) - 1);
+  const uint32_t tie = 1u << (shift - 1);
+  const bool up = rest > tie || (rest == tie && (kept & 1u) != 0);
+  return static_cast<uint16_t>(sign | (kept + (up ? 1u : 0u)));
+}
+
+constexpr float RoundToHalf(float value) { return HalfToFloat(FloatToHalf(value)); }
+
+constexpr float Bf16ToFloat(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
+
+// Rounds to nearest, ties to even; a NaN stays one.
+constexpr uint16_t FloatToBf16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+}  // namespace qserve::kernels
