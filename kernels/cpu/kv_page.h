@@ -17,7 +17,8 @@ namespace qserve::kernels::cpu {
 
 inline constexpr int kKvBlock = 16;
 
-constexpr int KvBits(KvFormat format) {
+// Always inlined: they are called from translation units with flags of their own, whose copies nobody else may run.
+[[gnu::always_inline]] constexpr int KvBits(KvFormat format) {
   switch (format) {
     case KvFormat::kInt4: return 4;
     case KvFormat::kInt8: return 8;
@@ -26,7 +27,7 @@ constexpr int KvBits(KvFormat format) {
   }
   return 0;
 }
-constexpr bool KvQuantized(KvFormat format) {
+[[gnu::always_inline]] constexpr bool KvQuantized(KvFormat format) {
   return format == KvFormat::kInt4 || format == KvFormat::kInt8;
 }
 
@@ -37,16 +38,16 @@ struct KvPageLayout {
   int64_t key_scales;   // then key minimums, value scales, value minimums, 128 bytes each
   int64_t head_bytes;
 
-  constexpr KvPageLayout(KvFormat format, int head_dim)
+  [[gnu::always_inline]] constexpr KvPageLayout(KvFormat format, int head_dim)
       : block_bytes(kKvBlock * KvBits(format) / 8),
         values(int64_t{kKvPageTokens} * head_dim * KvBits(format) / 8),
         key_scales(2 * values),
         head_bytes(2 * values + (KvQuantized(format) ? 4 * kKvPageTokens * 2 : 0)) {}
 
-  constexpr int64_t KeyBlock(int position_group, int channel, int head_dim) const {
+  [[gnu::always_inline]] constexpr int64_t KeyBlock(int position_group, int channel, int head_dim) const {
     return (int64_t{position_group} * head_dim + channel) * block_bytes;
   }
-  constexpr int64_t ValueBlock(int channel_group, int position) const {
+  [[gnu::always_inline]] constexpr int64_t ValueBlock(int channel_group, int position) const {
     return values + (int64_t{channel_group} * kKvPageTokens + position) * block_bytes;
   }
 };

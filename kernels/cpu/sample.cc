@@ -121,8 +121,9 @@ enum class Outcome : uint8_t { kOk, kNan, kNothingLeft };
 
 Outcome SampleOne(const SamplePasses& passes, const SampleRow& row, const float* logits, int64_t n,
                   Workspace& workspace, int thread, SampledToken* result) {
-  const RowScan raw = passes.scan(logits, n);
+  RowScan raw = passes.scan(logits, n);
   if (raw.has_nan) return Outcome::kNan;
+  raw.max += 0.0f;  // which zero is found first may differ between lanes; -0 becomes 0
   const bool changed = ChangesLogits(row);
   const bool greedy = row.temperature == 0.0f;
   result->slot = row.slot;
@@ -140,6 +141,7 @@ Outcome SampleOne(const SamplePasses& passes, const SampleRow& row, const float*
     x = copy;
     scan = passes.scan(x, n);
     if (scan.has_nan) return Outcome::kNan;
+    scan.max += 0.0f;
   }
   if (scan.argmax < 0) return Outcome::kNothingLeft;
   result->id = scan.argmax;
