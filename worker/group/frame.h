@@ -40,6 +40,7 @@ class FrameChannel {
       : fd_(std::move(fd)), reader_(max_payload), wake_fd_(wake_fd) {}
   int fd() const { return fd_.get(); }
   FrameReader& reader() { return reader_; }
+  void set_wake_fd(int wake_fd) { wake_fd_ = wake_fd; }
   absl::Status Send(std::string_view payload, TimePoint deadline);
   absl::StatusOr<std::string> Receive(TimePoint deadline);
 

@@ -16,38 +16,12 @@ constexpr Duration kRetryPause = std::chrono::milliseconds(200);
 
 }  // namespace
 
-absl::StatusOr<FrameChannel> JoinRendezvous(const Endpoint& rendezvous, const Hello& hello,
-                                            TimePoint deadline, int wake_fd,
-                                            uint64_t* generation, std::string* group_secret) {
-  ASSIGN_OR_RETURN(UniqueFd fd, Connect(rendezvous, deadline, wake_fd));
-  FrameChannel channel(std::move(fd), kMaxFrameBytes, wake_fd);
-  RETURN_IF_ERROR(channel.Send(Encode(hello), deadline));
-  ASSIGN_OR_RETURN(const std::string answer, channel.Receive(deadline));
-  WireReader reader(answer);
-  const auto type = static_cast<FrameType>(reader.U8());
-  if (type == FrameType::kRefused) {
-    const bool may_retry = reader.U8() != 0;
-    const std::string why = fmt::format("refused by the rendezvous {}: {}", rendezvous.ToString(),
-                                        reader.Bytes(kMaxTextBytes));
-    return may_retry ? absl::ResourceExhaustedError(why) : absl::PermissionDeniedError(why);
-  }
-  const uint64_t welcome_generation = reader.U64();
-  std::string welcome_secret = reader.Bytes(kMaxSecretBytes);
-  if (type != FrameType::kWelcome || !reader.complete()) {
-    return absl::UnavailableError(
-        fmt::format("{} does not answer as a rendezvous", rendezvous.ToString()));
-  }
-  if (generation != nullptr) *generation = welcome_generation;
-  if (group_secret != nullptr) *group_secret = std::move(welcome_secret);
-  return channel;
-}
-
 absl::StatusOr<std::unique_ptr<RendezvousClient>> RendezvousClient::Create(
     const Endpoint& rendezvous, const Hello& hello, TimePoint deadline) {
   ASSIGN_OR_RETURN(UniqueFd wake_fd, NewWakeFd());
   while (true) {
     absl::StatusOr<FrameChannel> channel =
-        JoinRendezvous(rendezvous, hello, deadline, wake_fd.get(), nullptr, nullptr);
+        SayHello(rendezvous, hello, kMaxFrameBytes, deadline, wake_fd.get(), nullptr);
     if (channel.ok()) {
       return std::unique_ptr<RendezvousClient>(
           new RendezvousClient(std::move(wake_fd), *std::move(channel)));

@@ -9,21 +9,16 @@
 #include "absl/status/statusor.h"
 #include "common/clock.h"
 #include "worker/group/frame.h"
+#include "worker/group/hello.h"
 #include "worker/group/key_value_store.h"
 #include "worker/group/rendezvous_protocol.h"
 #include "worker/group/socket.h"
 
 namespace qserve::worker::group {
 
-// Connects and says hello. PermissionDenied when refused for good, ResourceExhausted when it may be tried again (the message is
-// the other side's reason), Unavailable when not reached. `generation` and `group_secret`, if not null, get the welcome's.
-absl::StatusOr<FrameChannel> JoinRendezvous(const Endpoint& rendezvous, const Hello& hello,
-                                            TimePoint deadline, int wake_fd,
-                                            uint64_t* generation, std::string* group_secret);
-
 class RendezvousClient final : public KeyValueStore {
  public:
-  // As rank hello.index; keeps trying to reach the rendezvous until `deadline`.
+  // As rank hello.index; keeps trying to reach the rendezvous until `deadline`. Errors: SayHello.
   static absl::StatusOr<std::unique_ptr<RendezvousClient>> Create(const Endpoint& rendezvous,
                                                                   const Hello& hello,
                                                                   TimePoint deadline);

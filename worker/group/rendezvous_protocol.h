@@ -1,5 +1,5 @@
-// What is said on a rendezvous connection. Private to this room. A connection begins with a Hello; the answer is kWelcome or
-// kRefused. Then a rank sets and gets keys, a node exchanges NodeMessages. Every frame begins with its FrameType.
+// What is said on a rendezvous connection after the hello (hello.h): a rank sets and gets keys, a node exchanges NodeMessages.
+// Every frame begins with its FrameType. Private to this room.
 #pragma once
 
 #include <cstddef>
@@ -12,64 +12,20 @@
 
 namespace qserve::worker::group {
 
-inline constexpr uint32_t kRendezvousMagic = 0x31525351;  // "QSR1"
-inline constexpr size_t kMaxHelloBytes = 1024;            // until the peer is known
 inline constexpr size_t kMaxKeyBytes = 256;
 inline constexpr size_t kMaxValueBytes = 1 << 20;
 inline constexpr size_t kMaxFrameBytes = kMaxKeyBytes + kMaxValueBytes + 64;
-inline constexpr size_t kMaxSecretBytes = 256;
-inline constexpr size_t kMaxConfigHashBytes = 128;
 inline constexpr size_t kMaxTextBytes = 4096;
 
-enum class Role : uint8_t { kNode = 1, kRank = 2 };
-
 enum class FrameType : uint8_t {
-  kWelcome = 1,  // generation, group secret
-  kRefused,      // may retry, why
-  kSet,          // key, value -> kDone
-  kGet,          // key, milliseconds -> kValue or kTimedOut
+  kSet = 16,  // key, value -> kDone or kFull
+  kGet,       // key, milliseconds -> kValue or kTimedOut
   kDone,
   kValue,
   kTimedOut,
   kFull,  // the store takes no more; why
   kNode,  // NodeMessage
 };
-
-struct Hello {
-  Role role = Role::kRank;
-  uint32_t index = 0;  // node or rank
-  uint32_t count = 0;  // nodes or ranks
-  uint64_t generation = 0;  // 0: not known yet (nodes)
-  std::string secret;       // of the user (nodes) or of the group (ranks)
-  std::string config_hash;
-};
-
-inline std::string Encode(const Hello& hello) {
-  WireWriter writer;
-  writer.U32(kRendezvousMagic);
-  writer.U8(static_cast<uint8_t>(hello.role));
-  writer.U32(hello.index);
-  writer.U32(hello.count);
-  writer.U64(hello.generation);
-  writer.Bytes(hello.secret);
-  writer.Bytes(hello.config_hash);
-  return writer.Take();
-}
-
-inline std::optional<Hello> DecodeHello(std::string_view bytes) {
-  WireReader reader(bytes);
-  const bool magic = reader.U32() == kRendezvousMagic;
-  const uint8_t role = reader.U8();
-  Hello hello;
-  hello.index = reader.U32();
-  hello.count = reader.U32();
-  hello.generation = reader.U64();
-  hello.secret = reader.Bytes(kMaxSecretBytes);
-  hello.config_hash = reader.Bytes(kMaxConfigHashBytes);
-  if (!magic || !reader.complete() || (role != 1 && role != 2)) return std::nullopt;
-  hello.role = static_cast<Role>(role);
-  return hello;
-}
 
 // Between node 0's supervisor and another's.
 struct NodeMessage {

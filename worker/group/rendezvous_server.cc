@@ -143,29 +143,15 @@ bool RendezvousServer::HandleHello(Connection& connection, const std::string& fr
   const std::optional<Hello> hello = DecodeHello(frame);
   if (!hello.has_value()) return false;
   const bool is_node = hello->role == Role::kNode;
-  const std::string& secret = is_node ? options_.user_secret : options_.group_secret;
-  if (!SecretEquals(hello->secret, secret)) {
-    return Refuse(connection, false, "the rendezvous secret is wrong");
-  }
-  if (hello->generation != options_.generation && !(is_node && hello->generation == 0)) {
-    return Refuse(connection, false,
-                  fmt::format("it belongs to generation {:016x} of the group, this is {:016x}",
-                              hello->generation, options_.generation));
-  }
-  const int count = is_node ? options_.nodes : options_.ranks;
-  if (std::cmp_not_equal(hello->count, count) || std::cmp_greater_equal(hello->index, count) ||
-      (is_node && hello->index == 0)) {
-    return Refuse(connection, false,
-                  fmt::format("it calls itself {} {} of {}, this group has {}",
-                              is_node ? "node" : "rank", hello->index, hello->count, count));
-  }
-  if (hello->config_hash != options_.config_hash) {
-    return Refuse(connection, false,
-                  fmt::format("its configuration differs: hash {} there, {} here",
-                              hello->config_hash, options_.config_hash));
-  }
+  Hello expected;
+  expected.count = static_cast<uint32_t>(is_node ? options_.nodes : options_.ranks);
+  expected.generation = options_.generation;
+  expected.secret = is_node ? options_.user_secret : options_.group_secret;
+  expected.config_hash = options_.config_hash;
+  const absl::Status checked = CheckHello(*hello, expected);
+  if (!checked.ok()) return Refuse(connection, false, std::string(checked.message()));
   const int index = static_cast<int>(hello->index);
-  if (is_node && NodeJoined(index)) {
+  if (is_node && (index == 0 || NodeJoined(index))) {
     return Refuse(connection, true, fmt::format("node {} is in the group already", index));
   }
   if (is_node) {
@@ -178,22 +164,14 @@ bool RendezvousServer::HandleHello(Connection& connection, const std::string& fr
   connection.index = index;
   connection.silence = Duration(0);
   connection.reader.set_max_payload(kMaxFrameBytes);
-  WireWriter writer;
-  writer.U8(static_cast<uint8_t>(FrameType::kWelcome));
-  writer.U64(options_.generation);
-  writer.Bytes(options_.group_secret);
-  return Send(connection, writer.Take());
+  return Send(connection, EncodeWelcome({options_.generation, options_.group_secret}));
 }
 
 bool RendezvousServer::Refuse(Connection& connection, bool may_retry, const std::string& why) {
   LOG_WARN("rendezvous: {} was refused: {}", connection.peer, why);
-  WireWriter writer;
-  writer.U8(static_cast<uint8_t>(FrameType::kRefused));
-  writer.U8(may_retry ? 1 : 0);
-  writer.Bytes(why);
   // The peer must be able to read the reason: closed when it closes, says more, or its time is over.
   connection.refused = true;
-  return Send(connection, writer.Take());
+  return Send(connection, EncodeRefusal(may_retry, why));
 }
 
 bool RendezvousServer::HandleSet(Connection& connection, WireReader& reader) {

@@ -17,6 +17,7 @@
 #include "common/clock.h"
 #include "worker/group/event_loop.h"
 #include "worker/group/frame.h"
+#include "worker/group/hello.h"
 #include "worker/group/rendezvous_protocol.h"
 #include "worker/group/socket.h"
 

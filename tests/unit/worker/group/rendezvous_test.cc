@@ -72,6 +72,9 @@ class RendezvousTest : public ::testing::Test {
     EXPECT_TRUE(fd.ok()) << fd.status();
     return FrameChannel(*std::move(fd), kMaxFrameBytes, -1);
   }
+  absl::StatusOr<FrameChannel> JoinAsNode(Welcome* welcome) {
+    return SayHello(server_->endpoint(), NodeHello(), kMaxFrameBytes, In(30), -1, welcome);
+  }
   void ExpectServes() {
     auto client = Client();
     ASSERT_TRUE(client.ok()) << client.status();
@@ -156,7 +159,6 @@ INSTANTIATE_TEST_SUITE_P(
                 "hash decaf there, c0ffee here"},
         Refused{"RankTooHigh", {Role::kRank, 4, 4, 77, "group secret", "c0ffee"}, "rank 4 of 4"},
         Refused{"OtherSize", {Role::kRank, 1, 8, 77, "group secret", "c0ffee"}, "this group has 4"},
-        Refused{"NodeZeroTwice", {Role::kNode, 0, 2, 0, "user secret", "c0ffee"}, "node 0"},
         Refused{"NodeWithRanksSecret", {Role::kNode, 1, 2, 0, "group secret", "c0ffee"}, "secret"},
         Refused{"NodeOfOtherConfig", {Role::kNode, 1, 2, 0, "user secret", "decaf"},
                 "hash decaf there, c0ffee here"}),
@@ -165,7 +167,7 @@ INSTANTIATE_TEST_SUITE_P(
 TEST_F(RendezvousTest, GarbageClosesItsOwnConnectionOnly) {
   for (const std::string& garbage :
        {std::string("GET / HTTP/1.1\r\n\r\n"), Frame("not a hello"), Frame(""),
-        std::string(8192, '\xff'), Frame(Encode(RankHello()) + "x")}) {
+        std::string(8192, '\xff'), Frame(EncodeHello(RankHello()) + "x")}) {
     FrameChannel stranger = Stranger();
     ASSERT_TRUE(SendAll(stranger.fd(), garbage, In(30), -1).ok());
     EXPECT_TRUE(absl::IsUnavailable(stranger.Receive(In(30)).status()));
@@ -179,7 +181,7 @@ TEST_F(RendezvousTest, AnOversizedFrameIsRefusedBeforeItArrives) {
   EXPECT_TRUE(absl::IsUnavailable(stranger.Receive(In(30)).status()));
 
   FrameChannel joined = Stranger();
-  ASSERT_TRUE(joined.Send(Encode(RankHello()), In(30)).ok());
+  ASSERT_TRUE(joined.Send(EncodeHello(RankHello()), In(30)).ok());
   ASSERT_TRUE(joined.Receive(In(30)).ok());
   ASSERT_TRUE(SendAll(joined.fd(), std::string("\xff\xff\xff\x7f", 4), In(30), -1).ok());
   EXPECT_TRUE(absl::IsUnavailable(joined.Receive(In(30)).status()));
@@ -207,13 +209,12 @@ TEST_F(RendezvousTest, ASilentStrangerIsClosed) {
 }
 
 TEST_F(RendezvousTest, ANodeJoinsOnceTalksAndIsMissed) {
-  uint64_t generation = 0;
-  std::string secret;
-  auto node = JoinRendezvous(server_->endpoint(), NodeHello(), In(30), -1, &generation, &secret);
+  Welcome welcome;
+  auto node = JoinAsNode(&welcome);
   ASSERT_TRUE(node.ok()) << node.status();
-  EXPECT_EQ(generation, 77u);
-  EXPECT_EQ(secret, "group secret");
-  const auto twin = JoinRendezvous(server_->endpoint(), NodeHello(), In(30), -1, nullptr, nullptr);
+  EXPECT_EQ(welcome.generation, 77u);
+  EXPECT_EQ(welcome.group_secret, "group secret");
+  const auto twin = JoinAsNode(nullptr);
   EXPECT_TRUE(absl::IsResourceExhausted(twin.status())) << twin.status();
 
   ASSERT_TRUE(node->Send(Encode(NodeMessage{NodeMessage::Type::kStopRequest, ""}), In(30)).ok());
@@ -233,7 +234,7 @@ TEST_F(RendezvousTest, ANodeJoinsOnceTalksAndIsMissed) {
 }
 
 TEST_F(RendezvousTest, ASilentNodeIsLost) {
-  auto node = JoinRendezvous(server_->endpoint(), NodeHello(), In(30), -1, nullptr, nullptr);
+  auto node = JoinAsNode(nullptr);
   ASSERT_TRUE(node.ok()) << node.status();
   EXPECT_TRUE(absl::IsUnavailable(node->Receive(In(60)).status()));
   EXPECT_TRUE(node_lost_);
