@@ -1,0 +1,65 @@
+// InferenceService as the router serves it: generations are proxied, small calls forwarded, models
+// answered from the registry.
+#pragma once
+
+#include <atomic>
+
+#include <grpcpp/grpcpp.h>
+
+#include "common/clock.h"
+#include "qserve/v1/inference.grpc.pb.h"
+#include "router/proxy/router_probe.h"
+#include "router/registry/registry.h"
+
+namespace qserve::router {
+
+// Generations open at a time; more are refused with RESOURCE_EXHAUSTED.
+inline constexpr int64_t kMaxOpenCalls = 20'000;
+
+class RouterService final : public v1::InferenceService::CallbackService {
+ public:
+  RouterService(Registry& registry, RouterProbe& probe, const Clock& clock)
+      : registry_(registry), probe_(probe), clock_(clock) {}
+
+  grpc::ServerUnaryReactor* Generate(grpc::CallbackServerContext* context,
+                                     const v1::GenerateRequest* request,
+                                     v1::GenerateResponse* response) override;
+  grpc::ServerWriteReactor<v1::StreamGenerateResponse>* StreamGenerate(
+      grpc::CallbackServerContext* context, const v1::StreamGenerateRequest* request) override;
+  grpc::ServerUnaryReactor* CountTokens(grpc::CallbackServerContext* context,
+                                        const v1::CountTokensRequest* request,
+                                        v1::CountTokensResponse* response) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const v1::TokenizeRequest* request,
+                                     v1::TokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
+                                     const v1::GetModelRequest* request,
+                                     v1::GetModelResponse* response) override;
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
+                                       const v1::ListModelsRequest* request,
+                                       v1::ListModelsResponse* response) override;
+
+  // Refuse new generations from now on.
+  void StartDraining() { draining_ = true; }
+  int64_t open_calls() const { return open_calls_; }
+
+ private:
+  // OK and counted, or the reason to refuse.
+  grpc::Status Admit();
+  void OnCallOver();
+  // A small unary call, to one replica.
+  template <class Request, class Response, class Call>
+  grpc::ServerUnaryReactor* Forward(grpc::CallbackServerContext* context, const Request& request,
+                                    Response* response, Call call);
+
+  Registry& registry_;
+  RouterProbe& probe_;
+  const Clock& clock_;
+  std::atomic<int64_t> open_calls_{0};
+  std::atomic<bool> draining_{false};
+};
+
+}  // namespace qserve::router
