@@ -13,7 +13,14 @@ struct Avx2 : Lanes256 {
   static constexpr int kChunkBlocks = 4;  // 32 columns: 8 maddubs
   static constexpr bool kBiased8 = false;
 
-  static Int Dot(Int acc, Int codes, Int x) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, x)); }
+  // Keeps GCC from regrouping additions, for which it would hold every product in a register or on the stack.
+  static Int Ordered(Int sum) {
+    asm("" : "+x"(sum));
+    return sum;
+  }
+  static Int Dot(Int acc, Int codes, Int x) {
+    return Ordered(_mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, x)));
+  }
   static Int One() { return _mm256_set1_epi16(1); }
   static Int Scale(const uint8_t* scales, int64_t /*scale_bytes*/, int half) {
     const Int scale = Scale32(scales, half);
@@ -28,7 +35,7 @@ struct Avx2 : Lanes256 {
   static Codes8 Prepare8(Int codes) { return {codes, _mm256_abs_epi8(codes)}; }
   static Int Dot8(Int acc, Codes8 w, Int x) {
     const Int pairs = _mm256_maddubs_epi16(w.magnitude, _mm256_sign_epi8(x, w.codes));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return Ordered(_mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
   }
 };
 
