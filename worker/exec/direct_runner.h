@@ -1,0 +1,55 @@
+// A model without plans or slots: token ids in, logits out. For tests, calibration and perplexity; one thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "worker/checkpoint/checkpoint.h"
+#include "worker/comm/communicator.h"
+#include "worker/exec/executor_options.h"
+#include "worker/exec/kv_cache.h"
+#include "worker/model/llama.h"
+
+namespace qserve::worker::exec {
+
+struct DirectRunnerOptions {
+  int64_t max_tokens = 2048;  // of one sequence
+  KvCacheType kv_cache = KvCacheType::kAuto;
+  model::WeightOptions weights;
+  model::ActivationObserver* observer = nullptr;  // must outlive the runner
+};
+
+class DirectRunner {
+ public:
+  // References must outlive the runner. The communicator says which shard is loaded; every rank of a group calls the same.
+  static absl::StatusOr<std::unique_ptr<DirectRunner>> Create(const checkpoint::Checkpoint& checkpoint,
+                                                              kernels::Backend& backend,
+                                                              comm::Communicator& communicator,
+                                                              const DirectRunnerOptions& options);
+
+  // Logits [tokens][vocabulary] behind every token of a sequence that begins at position 0, computed in steps of `chunk` tokens (0:
+  // one step). On rank 0; empty elsewhere. InvalidArgument for too long a sequence or an id outside the vocabulary.
+  absl::StatusOr<std::vector<float>> Logits(std::span<const int32_t> token_ids, int64_t chunk = 0);
+
+  model::Llama& model() { return *model_; }
+  const KvCache& kv_cache() const { return *kv_cache_; }
+
+ private:
+  DirectRunner(const checkpoint::ModelConfig& config, kernels::Backend& backend, comm::Communicator& communicator,
+               int64_t max_tokens);
+  absl::Status RunChunk(std::span<const int32_t> token_ids, int64_t first_position, float* logits);
+
+  const checkpoint::ModelConfig config_;
+  kernels::Backend& backend_;
+  comm::Communicator& communicator_;
+  const int64_t max_tokens_;
+  std::vector<int32_t> block_table_;
+  std::unique_ptr<KvCache> kv_cache_;
+  std::unique_ptr<model::Llama> model_;
+};
+
+}  // namespace qserve::worker::exec

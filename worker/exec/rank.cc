@@ -1,0 +1,225 @@
+#include "worker/exec/rank.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <thread>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "kernels/device_factory.h"
+#include "worker/comm/local_communicator.h"
+#include "worker/exec/agreement.h"
+#include "worker/exec/numerics_id.h"
+#include "worker/model/device_status.h"
+#include "worker/model/sharding.h"
+
+namespace qserve::worker::exec {
+namespace {
+
+constexpr int32_t kMostSequences = 65536;
+constexpr int64_t kMostStepTokens = int64_t{1} << 20;
+constexpr int64_t kMostBlocks = int64_t{1} << 30;
+
+absl::Status CheckOptions(const ExecutorOptions& options) {
+  if (options.max_num_seqs < 1 || options.max_num_seqs > kMostSequences) {
+    return absl::InvalidArgumentError(fmt::format("max-num-seqs {} is not in 1..{}", options.max_num_seqs, kMostSequences));
+  }
+  if (options.max_num_batched_tokens < 1 || options.max_num_batched_tokens > kMostStepTokens) {
+    return absl::InvalidArgumentError(
+        fmt::format("max-num-batched-tokens {} is not in 1..{}", options.max_num_batched_tokens, kMostStepTokens));
+  }
+  if (options.max_model_len < 0 || options.kv_cache_memory < 0 || options.threads < 0) {
+    return absl::InvalidArgumentError("max-model-len, kv-cache-memory and threads must not be negative");
+  }
+  return absl::OkStatus();
+}
+
+int ThreadsOf(const ExecutorOptions& options) {
+  if (options.threads > 0) return options.threads;
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, cores / std::max(1, options.tensor_parallel_size));
+}
+
+}  // namespace
+
+CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options, group::KeyValueStore* store) {
+  return [options, store](kernels::Backend& backend) -> absl::StatusOr<std::unique_ptr<comm::Communicator>> {
+    if (options.size == 1) return std::make_unique<comm::LocalCommunicator>(&backend);
+    return comm::CreateGlooCommunicator(options, store, &backend);
+  };
+}
+
+// The phases of the start-up in order, each ended by a barrier of the group.
+class Rank::Builder {
+ public:
+  Builder(const ExecutorOptions& options, comm::HostGroup& group, const CommunicatorFactory& communicator,
+          std::function<void(int64_t, int64_t)> progress)
+      : options_(options),
+        group_(group),
+        communicator_factory_(communicator),
+        progress_(std::move(progress)),
+        threads_(ThreadsOf(options)),
+        rank_(new Rank) {}
+
+  absl::StatusOr<std::unique_ptr<Rank>> Build() {
+    RETURN_IF_ERROR(CheckOptions(options_));
+    RETURN_IF_ERROR(Phase("equal configuration", [&] {
+      return RequireEqual(group_, "configuration", GroupConfigHash(options_));
+    }));
+    RETURN_IF_ERROR(Phase("backend", [&] { return MakeBackend(); }));
+    RETURN_IF_ERROR(Phase("communicator", [&] { return Connect(); }));
+    RETURN_IF_ERROR(Phase("weights", [&] { return Load(); }));
+    RETURN_IF_ERROR(Phase("kv cache", [&] { return MakeKvCache(); }));
+    RETURN_IF_ERROR(Phase("trial step", [&] { return TrialStep(); }));
+    return std::move(rank_);
+  }
+
+ private:
+  absl::Status Phase(const char* name, const std::function<absl::Status()>& work) {
+    const TimePoint begin = SteadyClock().Now();
+    RETURN_IF_ERROR(work());
+    RETURN_IF_ERROR(group_.Barrier());
+    rank_->phases_.push_back({name, ToSeconds(SteadyClock().Now() - begin)});
+    LOG_DEBUG("start-up: {} took {:.2f} s", name, rank_->phases_.back().seconds);
+    return absl::OkStatus();
+  }
+
+  absl::Status MakeBackend() {
+    ASSIGN_OR_RETURN(rank_->backend_, model::ToAbsl(kernels::CreateBackend({.device = options_.device,
+                                                                            .ordinal = options_.device_ordinal,
+                                                                            .threads = threads_,
+                                                                            .cpu_isa = options_.cpu_isa})));
+    rank_->description_.device = rank_->backend_->info();
+    return absl::OkStatus();
+  }
+
+  absl::Status Connect() {
+    ASSIGN_OR_RETURN(rank_->communicator_, communicator_factory_(*rank_->backend_));
+    if (rank_->communicator_->rank() != options_.rank ||
+        rank_->communicator_->size() != options_.tensor_parallel_size) {
+      return absl::InternalError("the communicator belongs to another group");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Load() {
+    ASSIGN_OR_RETURN(const std::unique_ptr<checkpoint::Checkpoint> checkpoint,
+                     checkpoint::Checkpoint::Open(options_.model_dir));
+    ModelDescription& description = rank_->description_;
+    description.config = checkpoint->config();
+    description.defaults = checkpoint->generation_defaults();
+    ASSIGN_OR_RETURN(shard_, model::MakeShard(description.config, options_.rank, options_.tensor_parallel_size));
+    description.kv_formats = LayerKvFormats(description.config, options_.kv_cache_dtype, options_.quantize);
+    kv_shapes_ = KvCache::Shapes(description.config, shard_, description.kv_formats);
+    const model::WeightOptions weight_options = {.lm_head = options_.lm_head_dtype,
+                                                 .quantization = options_.quantize,
+                                                 .reader_threads = threads_,
+                                                 .progress = progress_};
+    description.lm_head = model::LmHeadFormat(description.config, weight_options);
+    description.numerics_id = NumericsId({.checkpoint_digest = checkpoint->digest(),
+                                          .tensor_parallel_size = options_.tensor_parallel_size,
+                                          .kernel_family = description.device.kernel_family,
+                                          .lm_head = description.lm_head,
+                                          .kv_formats = description.kv_formats,
+                                          .quantization = options_.quantize});
+    RETURN_IF_ERROR(RequireEqual(group_, "checkpoint", checkpoint->digest()));
+    RETURN_IF_ERROR(DecideModelLength());
+    ASSIGN_OR_RETURN(model::ModelWeights weights,
+                     model::LoadWeights(*checkpoint, shard_, *rank_->backend_, weight_options));
+    description.weight_bytes = weights.device_bytes;
+    description.checkpoint_bytes = checkpoint->bytes_read();
+    return MakeModel(std::move(weights));
+  }
+
+  // Positions that the model was made for, or fewer if asked. A length that nobody asked for shrinks to what the KV memory can hold.
+  absl::Status DecideModelLength() {
+    const int64_t most = rank_->description_.config.max_position_embeddings;
+    if (options_.max_model_len > most) {
+      return absl::InvalidArgumentError(fmt::format("max-model-len {} is beyond the model's {} positions",
+                                                    options_.max_model_len, most));
+    }
+    ASSIGN_OR_RETURN(const int64_t blocks, BlocksThatFit());
+    const int64_t held = blocks * plan::kBlockTokens;
+    const int64_t wanted = options_.max_model_len > 0 ? options_.max_model_len : std::min(most, held);
+    rank_->limits_.max_model_len = static_cast<int32_t>(std::min<int64_t>(wanted, INT32_MAX));
+    return absl::OkStatus();
+  }
+
+  absl::Status MakeModel(model::ModelWeights weights) {
+    ExecutorLimits& limits = rank_->limits_;
+    limits.slots = options_.max_num_seqs;
+    limits.max_step_tokens = options_.max_num_batched_tokens;
+    ASSIGN_OR_RETURN(rank_->model_,
+                     model::Llama::Create(
+                         rank_->description_.config, shard_, std::move(weights), *rank_->backend_,
+                         *rank_->communicator_,
+                         {.max_step_tokens = limits.max_step_tokens,
+                          .max_logit_rows = std::min<int64_t>(limits.slots, limits.max_step_tokens),
+                          .slots = limits.slots,
+                          .max_positions = limits.max_model_len}));
+    return absl::OkStatus();
+  }
+
+  // On the rank that can hold the least.
+  absl::StatusOr<int64_t> BlocksThatFit() {
+    const int64_t bytes = KvMemoryOfRank(options_.kv_cache_memory, options_.tensor_parallel_size, *rank_->backend_);
+    const int64_t block_bytes = KvBytesPerToken(kv_shapes_) * plan::kBlockTokens;
+    return AgreeOnMinimum(group_, std::min(bytes / block_bytes, kMostBlocks));
+  }
+
+  absl::Status MakeKvCache() {
+    ExecutorLimits& limits = rank_->limits_;
+    ASSIGN_OR_RETURN(const int64_t blocks, BlocksThatFit());
+    const int64_t needed = (limits.max_model_len + plan::kBlockTokens - 1) / plan::kBlockTokens;
+    if (blocks < std::max<int64_t>(needed, 1)) {
+      return absl::ResourceExhaustedError(
+          fmt::format("the KV cache holds {} tokens, fewer than max-model-len {}: give more kv-cache-memory",
+                      blocks * plan::kBlockTokens, limits.max_model_len));
+    }
+    limits.blocks = static_cast<int32_t>(blocks);
+    ASSIGN_OR_RETURN(rank_->kv_cache_, KvCache::Create(*rank_->backend_, kv_shapes_, limits.blocks));
+    limits.kv_bytes_per_token = rank_->kv_cache_->bytes_per_token();
+    return absl::OkStatus();
+  }
+
+  // One token through the whole model: what this backend has no kernel for, or a wire that does not carry, shows now.
+  absl::Status TrialStep() {
+    const std::vector<int32_t> tokens = {0}, block_table = {0}, logit_rows = {0};
+    const std::vector<kernels::SequenceSpan> sequences = {
+        {.first_row = 0, .row_count = 1, .first_position = 0, .block_table = block_table}};
+    std::vector<kernels::SampleRow> sampling(1);
+    sampling.front().temperature = 0;
+    std::vector<kernels::SampledToken> results;
+    return model::ToAbsl(rank_->backend_->Run(0, [&] {
+      rank_->model_->Forward(
+          {.token_ids = tokens, .sequences = sequences, .logit_rows = logit_rows, .sampling = sampling},
+          rank_->kv_cache_->layers(), &results);
+    }));
+  }
+
+  const ExecutorOptions& options_;
+  comm::HostGroup& group_;
+  const CommunicatorFactory& communicator_factory_;
+  const std::function<void(int64_t, int64_t)> progress_;
+  const int threads_;
+  std::unique_ptr<Rank> rank_;
+  model::Shard shard_;
+  std::vector<kernels::KvShape> kv_shapes_;
+};
+
+absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(const ExecutorOptions& options, comm::HostGroup& group,
+                                                   const CommunicatorFactory& communicator,
+                                                   std::function<void(int64_t, int64_t)> progress) {
+  absl::StatusOr<std::unique_ptr<Rank>> rank = Builder(options, group, communicator, std::move(progress)).Build();
+  if (!rank.ok()) group.Abort();  // the others wait at a barrier
+  return rank;
+}
+
+Rank::~Rank() = default;
+
+}  // namespace qserve::worker::exec

@@ -1,0 +1,185 @@
+#include "worker/model/llama.h"
+
+#include <cmath>
+#include <utility>
+
+#include "common/check.h"
+#include "common/status_macros.h"
+#include "kernels/ops.h"
+#include "worker/model/rope.h"
+
+namespace qserve::worker::model {
+
+using kernels::Activation;
+using kernels::Matrix;
+
+absl::StatusOr<std::unique_ptr<Llama>> Llama::Create(const checkpoint::ModelConfig& config, const Shard& shard,
+                                                     ModelWeights weights, kernels::Backend& backend,
+                                                     comm::Communicator& communicator, const LlamaOptions& options) {
+  QSERVE_CHECK(communicator.rank() == shard.rank && communicator.size() == shard.size);
+  QSERVE_CHECK(options.max_step_tokens > 0 && options.max_logit_rows > 0 && options.slots > 0);
+  std::unique_ptr<Llama> model(new Llama(config, shard, std::move(weights), backend, communicator, options));
+  RETURN_IF_ERROR(model->Allocate());
+  return model;
+}
+
+Llama::Llama(const checkpoint::ModelConfig& config, const Shard& shard, ModelWeights weights,
+             kernels::Backend& backend, comm::Communicator& communicator, const LlamaOptions& options)
+    : config_(config),
+      shard_(shard),
+      weights_(std::move(weights)),
+      backend_(backend),
+      communicator_(communicator),
+      options_(options) {}
+
+absl::Status Llama::Allocate() {
+  const int64_t tokens = options_.max_step_tokens;
+  const bool observed = options_.observer != nullptr;
+  const LayerWeights& first = weights_.layers.front();
+  const auto rows = [&](FloatRows& to, int64_t max_rows, int64_t cols) -> absl::Status {
+    ASSIGN_OR_RETURN(to, FloatRows::Create(backend_, max_rows, cols));
+    return absl::OkStatus();
+  };
+  const auto input = [&](LinearInputRows& to, int64_t max_rows, const kernels::PackedLinear& weight) -> absl::Status {
+    ASSIGN_OR_RETURN(to, LinearInputRows::Create(backend_, max_rows, weight, observed));
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(rows(residual_, tokens, config_.hidden_size));
+  RETURN_IF_ERROR(rows(delta_, tokens, config_.hidden_size));
+  RETURN_IF_ERROR(rows(qkv_, tokens, first.qkv->n));
+  RETURN_IF_ERROR(rows(gate_up_, tokens, first.feed_forward.gate_up->n));
+  // Rank 0 computes its own columns in place: gathering one rank's logits moves nothing.
+  const int64_t logit_columns = shard_.vocab_rows * (shard_.rank == 0 ? shard_.size : 1);
+  RETURN_IF_ERROR(rows(logits_, options_.max_logit_rows, logit_columns));
+  RETURN_IF_ERROR(input(block_input_, tokens, *first.qkv));
+  RETURN_IF_ERROR(input(attention_output_, tokens, *first.o));
+  RETURN_IF_ERROR(input(feed_forward_hidden_, tokens, *first.feed_forward.down));
+  RETURN_IF_ERROR(input(head_input_, options_.max_logit_rows, *weights_.lm_head));
+
+  ASSIGN_OR_RETURN(sampled_ids_, ToAbsl(backend_.Allocate(options_.slots * int64_t{sizeof(int32_t)}, "sampled ids")));
+  ASSIGN_OR_RETURN(std::vector<float> table, MakeRopeTable(config_, options_.max_positions));
+  const int64_t table_bytes = static_cast<int64_t>(table.size() * sizeof(float));
+  ASSIGN_OR_RETURN(cos_sin_, ToAbsl(backend_.Allocate(table_bytes, "rope table")));
+  backend_.CopyToDevice(cos_sin_.data(), table.data(), table_bytes);
+  if (observed) host_cos_sin_ = std::move(table);
+  return absl::OkStatus();
+}
+
+void Llama::Forward(const StepInputs& inputs, std::span<const LayerKv> kv,
+                    std::vector<kernels::SampledToken>* results) {
+  QSERVE_CHECK(std::ssize(kv) == config_.layers);
+  const int64_t tokens = std::ssize(inputs.token_ids);
+  Embed(inputs);
+  for (int64_t layer = 0; layer < config_.layers; ++layer) {
+    const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+    const Matrix<const float> before = layer == 0 ? Matrix<const float>{} : AsConst(delta_.First(tokens));
+    Norm(before, weights.input_gain, {}, block_input_.First(tokens));
+    Attention(layer, inputs, kv[static_cast<size_t>(layer)]);
+    Norm(AsConst(delta_.First(tokens)), weights.post_attention_gain, {}, block_input_.First(tokens));
+    FeedForward(layer, tokens);
+    ObserveBlockOutput(layer, tokens);
+  }
+  Logits(inputs);
+  Sample(inputs, results);
+}
+
+// Each rank knows its own ids and gives zeros for the others: the sum is exact.
+void Llama::Embed(const StepInputs& inputs) {
+  const Matrix<float> residual = residual_.First(std::ssize(inputs.token_ids));
+  kernels::ops::Embed(backend_, {.table = weights_.embedding_table,
+                                 .token_ids = inputs.token_ids,
+                                 .sampled_ids = sampled_ids_.as<int32_t>(),
+                                 .out = residual});
+  communicator_.AllReduceSum(residual);
+}
+
+void Llama::Norm(Matrix<const float> delta, const kernels::Buffer& gain, std::span<const int32_t> rows,
+                 const Activation& out) {
+  const int64_t tokens = delta.data != nullptr ? delta.rows : out.rows;
+  kernels::ops::Norm(backend_, {.residual = residual_.First(tokens),
+                                .delta = delta,
+                                .gain = gain.as<float>(),
+                                .epsilon = config_.rms_norm_eps,
+                                .rows = rows,
+                                .out = out});
+}
+
+// block_input_ -> delta_.
+void Llama::Attention(int64_t layer, const StepInputs& inputs, const LayerKv& kv) {
+  const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+  const int64_t tokens = std::ssize(inputs.token_ids);
+  const int heads = shard_.local_heads();
+  const Matrix<float> qkv = qkv_.First(tokens);
+  const Activation input = block_input_.First(tokens), output = attention_output_.First(tokens);
+  const Matrix<float> delta = delta_.First(tokens);
+
+  ObserveInput(layer, LinearInput::kQkv, input);
+  kernels::ops::Linear(backend_, {.weight = weights.qkv.get(), .x = input, .out = qkv});
+  std::vector<float> keys = KeysBeforeRope(tokens);
+  kernels::ops::RopeAppend(backend_, {.qkv = qkv,
+                                      .heads = heads,
+                                      .kv = kv.shape,
+                                      .cos_sin = cos_sin_.as<float>(),
+                                      .q_gain = weights.q_gain.as<float>(),
+                                      .k_gain = weights.k_gain.as<float>(),
+                                      .qk_epsilon = config_.rms_norm_eps,
+                                      .sequences = inputs.sequences,
+                                      .layer = kv.pages});
+  ObserveRotated(layer, inputs, std::move(keys));
+  const Matrix<const float> q = {qkv.data, tokens, int64_t{heads} * config_.head_dim, qkv.stride};
+  kernels::ops::Attention(backend_, {.q = q,
+                                     .heads = heads,
+                                     .kv = kv.shape,
+                                     .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
+                                     .sliding_window = config_.sliding_window[static_cast<size_t>(layer)],
+                                     .sequences = inputs.sequences,
+                                     .layer = kv.pages,
+                                     .out = output});
+  ObserveInput(layer, LinearInput::kO, output);
+  kernels::ops::Linear(backend_, {.weight = weights.o.get(), .x = output, .out = delta});
+  communicator_.AllReduceSum(delta);
+}
+
+// block_input_ -> delta_: down(silu(gate) * up).
+void Llama::FeedForward(int64_t layer, int64_t tokens) {
+  const FeedForwardWeights& weights = weights_.layers[static_cast<size_t>(layer)].feed_forward;
+  const Activation input = block_input_.First(tokens), hidden = feed_forward_hidden_.First(tokens);
+  const Matrix<float> gate_up = gate_up_.First(tokens), delta = delta_.First(tokens);
+
+  ObserveInput(layer, LinearInput::kGateUp, input);
+  kernels::ops::Linear(backend_, {.weight = weights.gate_up.get(), .x = input, .out = gate_up});
+  kernels::ops::SiluMul(backend_, {.gate_up = AsConst(gate_up), .out = hidden});
+  ObserveInput(layer, LinearInput::kDown, hidden);
+  kernels::ops::Linear(backend_, {.weight = weights.down.get(), .x = hidden, .out = delta});
+  communicator_.AllReduceSum(delta);
+}
+
+// Final norm and head over the rows whose next token is wanted, and no others.
+void Llama::Logits(const StepInputs& inputs) {
+  const int64_t rows = std::ssize(inputs.logit_rows);
+  logits_view_ = {};
+  if (rows == 0) return;
+  const Activation input = head_input_.First(rows);
+  Norm(AsConst(delta_.First(std::ssize(inputs.token_ids))), weights_.final_gain, inputs.logit_rows, input);
+  const Matrix<float> all = logits_.First(rows);
+  const Matrix<float> local = {all.data, rows, shard_.vocab_rows, all.stride};
+  kernels::ops::Linear(backend_, {.weight = weights_.lm_head.get(), .x = input, .out = local});
+  communicator_.GatherColumns(AsConst(local), all);
+  logits_view_ = AsConst(all);
+}
+
+void Llama::Sample(const StepInputs& inputs, std::vector<kernels::SampledToken>* results) {
+  if (inputs.sampling.empty()) return;
+  QSERVE_CHECK(inputs.sampling.size() == inputs.logit_rows.size());
+  int32_t* ids = sampled_ids_.as<int32_t>();
+  if (shard_.rank == 0) {
+    kernels::ops::Sample(backend_, {.logits = logits_view_,
+                                    .vocab_size = static_cast<int32_t>(config_.vocab_size),
+                                    .rows = inputs.sampling,
+                                    .sampled_ids = ids,
+                                    .results = results});
+  }
+  communicator_.BroadcastIds(ids, options_.slots);
+}
+
+}  // namespace qserve::worker::model
