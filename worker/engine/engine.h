@@ -9,6 +9,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "common/clock.h"
 #include "worker/comm/host_group.h"
 #include "worker/engine/request.h"
@@ -20,12 +21,13 @@ struct EngineOptions {
   int64_t max_batched_tokens = 2048;  // token budget of a step
   int32_t max_queue = 1024;           // requests waiting or submitted; more are refused
   bool prefix_caching = true;
+  int32_t pipeline_depth = 2;  // steps enqueued before the oldest is awaited; 1 or 2
 };
 
 // A snapshot; counters only grow.
 struct EngineStats {
-  int64_t running = 0;  // sequences
-  int64_t waiting = 0;  // requests not yet started
+  int64_t running = 0;        // sequences
+  int64_t waiting = 0;        // requests not yet started
   int64_t queued_tokens = 0;  // prompt tokens not yet computed, waiting requests included
   int64_t kv_blocks_total = 0;
   int64_t kv_blocks_used = 0;    // held by sequences
@@ -35,9 +37,11 @@ struct EngineStats {
   int64_t cached_prompt_tokens = 0;
   int64_t generated_tokens = 0;
   int64_t preemptions = 0;
+  int64_t preemptions_in_prefill = 0;  // of those, before the prompt was computed
   int64_t requests_finished = 0;
-  TimePoint last_step{};      // when the last step was committed
-  bool healthy = true;        // false once a step failed
+  int64_t rows_dropped = 0;  // computed for sequences that turned out to have ended
+  TimePoint last_step{};     // when the last step was committed
+  bool healthy = true;       // false once a step failed
   bool draining = false;
 };
 
@@ -76,6 +80,9 @@ class Engine {
   void StartDraining();  // refuse new requests, finish the others. Any thread.
   bool Idle() const;     // nothing submitted, waiting or running. Any thread.
   void Stop();           // ends Run soon; open requests end as cancelled. Any thread.
+
+  // Internal, naming what is wrong with the scheduler's books. For tests, on the thread that runs.
+  absl::Status CheckInvariants() const;
 
  private:
   struct Impl;
