@@ -1,0 +1,33 @@
+// From a floating-point model directory to a QoQ checkpoint, layer by layer from the mapped files:
+// memory is bounded by the largest linear. Called by main.cc and tests; blocks, uses `threads`
+// threads of its own.
+#pragma once
+
+#include <atomic>
+#include <string>
+
+#include "absl/status/status.h"
+#include "quantizer/recipe.h"
+
+namespace qserve::quantizer {
+
+struct QuantizeOptions {
+  std::string model;   // directory
+  std::string output;  // directory, absent or empty
+  const Recipe* recipe = nullptr;
+  int threads = 1;
+  bool terminal = false;                             // show progress on one line of standard error
+  const std::atomic<bool>* interrupted = nullptr;    // may be null; set: stop soon with Cancelled
+  int64_t max_shard_bytes = int64_t{4'000'000'000};  // of tensor data per file
+};
+
+// The output appears only when complete. Errors: those of Checkpoint::Open; AlreadyExists (output);
+// InvalidArgument for a model that is quantized already, sizes that the scheme cannot store,
+// weights that are not finite or beyond fp16; ResourceExhausted (disk).
+//
+// What is written (docs/CHECKPOINTS.md): block norm gains folded into the linears that read them
+// and written as 1, the final gain folded into lm_head, embeddings untied, everything that is not a
+// quantized linear in fp16, and quantization_config in config.json.
+absl::Status QuantizeModel(const QuantizeOptions& options);
+
+}  // namespace qserve::quantizer
