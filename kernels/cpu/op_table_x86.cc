@@ -30,34 +30,34 @@ constexpr OpTable kAvx2 = {.isa = "avx2",
                            .supported = HasAvx2,
                            .pack = PackPanels,
                            .linear = avx2::Linear,
-                           .embed = reference::Embed,
-                           .norm = reference::Norm,
-                           .rope_append = reference::RopeAppend,
-                           .attention = reference::Attention,
-                           .silu_mul = reference::SiluMul,
-                           .sample = reference::Sample};
+                           .embed = avx2::Embed,
+                           .norm = avx2::Norm,
+                           .rope_append = avx2::RopeAppend,
+                           .attention = avx2::Attention,
+                           .silu_mul = avx2::SiluMul,
+                           .sample = avx2::Sample};
 
 constexpr OpTable kAvxVnni = {.isa = "avxvnni",
                               .supported = HasAvxVnni,
                               .pack = PackPanels,
                               .linear = avxvnni::Linear,
-                              .embed = reference::Embed,
-                              .norm = reference::Norm,
-                              .rope_append = reference::RopeAppend,
-                              .attention = reference::Attention,
-                              .silu_mul = reference::SiluMul,
-                              .sample = reference::Sample};
+                              .embed = avx2::Embed,
+                              .norm = avx2::Norm,
+                              .rope_append = avx2::RopeAppend,
+                              .attention = avx2::Attention,
+                              .silu_mul = avx2::SiluMul,
+                              .sample = avx2::Sample};
 
 constexpr OpTable kAvx512Vnni = {.isa = "avx512vnni",
                                  .supported = HasAvx512Vnni,
                                  .pack = PackPanels,
                                  .linear = avx512vnni::Linear,
-                                 .embed = reference::Embed,
-                                 .norm = reference::Norm,
-                                 .rope_append = reference::RopeAppend,
-                                 .attention = reference::Attention,
-                                 .silu_mul = reference::SiluMul,
-                                 .sample = reference::Sample};
+                                 .embed = avx512::Embed,
+                                 .norm = avx512::Norm,
+                                 .rope_append = avx512::RopeAppend,
+                                 .attention = avx512::Attention,
+                                 .silu_mul = avx512::SiluMul,
+                                 .sample = avx512::Sample};
 
 }  // namespace
 
