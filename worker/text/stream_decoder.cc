@@ -88,19 +88,21 @@ absl::StatusOr<std::string> StreamDecoder::Advance(std::string_view text) {
       stable.starts_with(*prompt_stable_)) {
     sent_ = *prompt_stable_;
   }
-  if (!stable.starts_with(sent_)) {
-    // Either the text before the held end was sent with that end, or bytes after a finished
-    // character hide it for a moment.
+  std::string delta;
+  if (stable.starts_with(sent_)) {
+    delta = stable.substr(sent_.size());
+    sent_ = stable;
+  } else if (!text.starts_with(sent_)) {
+    // Bytes after a finished character may hide it for a moment, where a decoder gives up on all
+    // bytes in a row.
     if (holds && window_.size() - clean_ < kMaxHeldIds) return std::string();
     return Restart();
   }
-  std::string delta(stable.substr(sent_.size()));
-  sent_ = stable;
   if (!holds) {
     prompt_stable_.reset();
     RETURN_IF_ERROR(Settle());
   } else if (window_.size() > kMaxWindow) {
-    delta += text.substr(stable.size());
+    delta += text.substr(sent_.size());
     RETURN_IF_ERROR(KeepLast(kContextIds));
   }
   return delta;

@@ -22,9 +22,10 @@ struct StreamDecoderOptions {
 };
 
 // Deltas never split a UTF-8 sequence, and together they are the text that Decode gives for all
-// ids, less that of the prompt. The exception is ids that do not spell UTF-8: where Decode would
-// change text already handed out (a tokenizer with byte fallback turns the characters before a bad
-// byte into U+FFFD as well), that text stands and the bad bytes become U+FFFD.
+// ids, less that of the prompt. The exception is text with U+FFFD in it, be it for bytes that are
+// not UTF-8: where Decode would change what was handed out already (a tokenizer with byte fallback
+// turns the characters before a bad byte into U+FFFD as well), that stands, and the number of
+// U+FFFD may differ.
 //
 // How: a short window of ids is decoded again on each push. Text at its end that may be an
 // unfinished sequence (U+FFFD) is held back. Once nothing is held the window shrinks to the ids
