@@ -1,0 +1,4 @@
+# The model from checkpoint to tokens, without engine.
+qserve_test(model_golden_test
+  SOURCES model_golden_test.cc
+  DEPS fakes_random_model worker_exec LABELS integration)
