@@ -1,7 +1,7 @@
 // Arithmetic that every CPU kernel agrees on to the bit: the constants of our exp and log, their plain form, and the sum over 16
 // virtual lanes. Used by the reference operations and, for the constants, by vec_math.h. No state, any thread.
 //
-// Errors, found by the test over every fp32 input of the range (tests/ops/math_test.cc): Exp at most 1.1 units in the last place,
+// Errors, asserted over a dense sample (tests/ops/float_math_test.cc): Exp at most 1.1 units in the last place and monotone,
 // Log at most 1.1 for results that are not near 0, absolute 1e-7 near 0. Both are made of correctly rounded operations in a
 // fixed order only, so a vector lane and this code give the same bits on every machine.
 #pragma once
