@@ -94,6 +94,35 @@ TEST(HostileTokenizerFileTest, MutatedFilesDoNotCrash) {
   }
 }
 
+// Files that the underlying library panics on, at load and at use: no panic crosses into C++, and
+// other handles go on.
+TEST(HostileTokenizerFileTest, PanicsBecomeAStatus) {
+  const std::string model = R"("model":{"type":"BPE","vocab":{"a":0},"merges":[]}})";
+  const std::string head = R"({"version":"1.0","added_tokens":[],)";
+  const absl::Status at_load = LoadStatus(
+      {{"tokenizer.json",
+        head + R"("normalizer":{"type":"Precompiled","precompiled_charsmap":"AAAA"},)" + model}});
+  EXPECT_EQ(at_load.code(), absl::StatusCode::kInternal) << at_load;
+  const std::string bad_at_use[] = {
+      R"("pre_tokenizer":{"type":"FixedLength","length":0},)",
+      R"("post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"X","type_id":0}}],)"
+      R"("pair":[],"special_tokens":{}},)",
+  };
+  for (const std::string& part : bad_at_use) {
+    const ModelDir dir({{"tokenizer.json", head + part + model}});
+    const auto tokenizer = Tokenizer::Load(dir.path());
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      const absl::Status status = (*tokenizer)->Encode("a").status();
+      EXPECT_EQ(status.code(), absl::StatusCode::kInternal) << status;
+      EXPECT_EQ(status.message().find("/."), std::string::npos)
+          << "a path of the build: " << status;
+    }
+    EXPECT_EQ((*tokenizer)->Decode(Ids{0}, true).value(), "a");
+  }
+  EXPECT_TRUE(LoadGoldenTokenizer("qwen")->Encode("Hello").ok());
+}
+
 // A post-processor that names an id without a token, and a model without unknown token: errors at
 // use.
 TEST(HostileTokenizerFileTest, TroubleAtUseIsAStatus) {

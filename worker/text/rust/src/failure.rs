@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::fmt::Display;
-use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::panic::{catch_unwind, AssertUnwindSafe, PanicHookInfo};
 use std::sync::Once;
 
 /// Values of `QserveTextCode`, less OK.
@@ -51,12 +51,26 @@ thread_local! {
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
+/// The panic's message and the end of its source path: whole paths say where the library was built.
+fn describe(info: &PanicHookInfo) -> String {
+    let payload = info.payload();
+    let message = payload
+        .downcast_ref::<&str>()
+        .map(|text| text.to_string())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    let Some(location) = info.location() else { return message };
+    let mut end: Vec<&str> = location.file().rsplit('/').take(3).collect();
+    end.reverse();
+    format!("{message} ({}:{})", end.join("/"), location.line())
+}
+
 /// Panics are errors here, reported through the status, so they print nothing to stderr.
 fn install_quiet_hook() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         std::panic::set_hook(Box::new(|info| {
-            let text = info.to_string();
+            let text = describe(info);
             LAST_PANIC.with(|last| {
                 if let Ok(mut last) = last.try_borrow_mut() {
                     *last = text;
