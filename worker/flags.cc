@@ -1,0 +1,143 @@
+#include "worker/flags.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "common/status_macros.h"
+
+namespace qserve::worker {
+namespace {
+
+absl::Status AtLeast(const char* flag, int64_t value, int64_t least) {
+  if (value >= least) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      fmt::format("--{} must be at least {}, got {}", flag, least, value));
+}
+
+absl::Status ValidateGroup(const Flags& flags) {
+  RETURN_IF_ERROR(AtLeast("tensor-parallel-size", flags.tensor_parallel_size, 1));
+  RETURN_IF_ERROR(AtLeast("nodes", flags.nodes, 1));
+  if (flags.node_rank < 0 || flags.node_rank >= flags.nodes) {
+    return absl::InvalidArgumentError(
+        fmt::format("--node-rank must be in [0, {}), got {}", flags.nodes, flags.node_rank));
+  }
+  if (flags.tensor_parallel_size % flags.nodes != 0) {
+    return absl::InvalidArgumentError(
+        fmt::format("--tensor-parallel-size ({}) must be a multiple of --nodes ({})",
+                    flags.tensor_parallel_size, flags.nodes));
+  }
+  if (flags.nodes > 1 && !cli::ParseHostPort(flags.rendezvous, nullptr)) {
+    return absl::InvalidArgumentError("--rendezvous HOST:PORT is required with --nodes");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void Declare(cli::Options& options, Flags& flags) {
+  options.Add("model", flags.model, "Model directory (Hugging Face layout)")->required();
+  options.Add("served-model-name", flags.served_model_name,
+              "Name in requests; default: the directory's");
+  options.Add("device", flags.device, "auto, cpu or cuda");
+  options.Add("tensor-parallel-size", flags.tensor_parallel_size, "Ranks that share the model");
+  options.Add("nodes", flags.nodes, "Hosts that the ranks are spread over");
+  options.Add("node-rank", flags.node_rank, "This host's number, 0 to nodes - 1");
+  options.Add("rendezvous", flags.rendezvous,
+              "HOST:PORT on node 0 where the nodes meet (QSERVE_GROUP_SECRET must be set alike)");
+  options.Add("listen", flags.listen, "Address to serve gRPC on");
+  options.Add("metrics-listen", flags.metrics_listen,
+              "Address of rank 0's Prometheus metrics, rank r: port + r; empty: none");
+  options.Add("max-model-len", flags.max_model_len,
+              "Positions a sequence may have; 0: what the model was made for");
+  options.Add("max-num-seqs", flags.max_num_seqs, "Sequences in a step");
+  options.Add("max-num-batched-tokens", flags.max_num_batched_tokens, "Tokens in a step");
+  options.Add("max-queue", flags.max_queue, "Requests that may wait; more are refused");
+  options.Add("kv-cache-memory", flags.kv_cache_memory,
+              "KV cache of the replica: bytes, KiB, MiB or GiB; auto");
+  options.Add("kv-cache-dtype", flags.kv_cache_dtype, "auto, int4, int8, fp16 (fp32: CPU only)");
+  options.Add("lm-head-dtype", flags.lm_head_dtype, "auto, fp16, int8 or int4");
+  options.Add("quantize", flags.quantize,
+              "Quantize a full-precision model at load: none, rtn-g128 or rtn-gchn");
+  options.AddFlag("no-prefix-caching", flags.no_prefix_caching, "Compute every prompt anew");
+  options.Add("threads", flags.threads, "CPU threads of a rank; 0: cores / local ranks");
+  options.Add("cpu-isa", flags.cpu_isa, "auto, reference, avx2, avxvnni or avx512vnni");
+  options.Add("seed", flags.seed, "Seed of requests without one; default: drawn for each request");
+  options.Add("drain-timeout", flags.drain_timeout, "Seconds that open requests get after SIGTERM")
+      ->check(CLI::NonNegativeNumber);
+  options.Add("log-level", flags.log_level, "debug, info, warn or error");
+  options.Add("log-format", flags.log_format, "text or json");
+}
+
+absl::Status Validate(const Flags& flags) {
+  if (!std::filesystem::is_directory(flags.model)) {
+    return absl::NotFoundError(fmt::format("--model: {} is not a directory", flags.model));
+  }
+  RETURN_IF_ERROR(ValidateGroup(flags));
+  if (!cli::ParseHostPort(flags.listen, nullptr)) {
+    return absl::InvalidArgumentError(
+        fmt::format("--listen must be HOST:PORT, got '{}'", flags.listen));
+  }
+  if (!flags.metrics_listen.empty() && !cli::ParseHostPort(flags.metrics_listen, nullptr)) {
+    return absl::InvalidArgumentError(
+        fmt::format("--metrics-listen must be HOST:PORT, got '{}'", flags.metrics_listen));
+  }
+  RETURN_IF_ERROR(AtLeast("max-model-len", flags.max_model_len, 0));
+  RETURN_IF_ERROR(AtLeast("max-num-seqs", flags.max_num_seqs, 1));
+  RETURN_IF_ERROR(AtLeast("max-num-batched-tokens", flags.max_num_batched_tokens, 1));
+  RETURN_IF_ERROR(AtLeast("max-queue", flags.max_queue, 1));
+  RETURN_IF_ERROR(AtLeast("threads", flags.threads, 0));
+  return ExecutorOptionsOf(flags, 0).status();
+}
+
+absl::StatusOr<exec::ExecutorOptions> ExecutorOptionsOf(const Flags& flags, int rank) {
+  exec::ExecutorOptions options;
+  options.model_dir = flags.model;
+  options.device = flags.device;
+  options.device_ordinal = rank % (flags.tensor_parallel_size / flags.nodes);
+  options.threads = flags.threads;
+  options.cpu_isa = flags.cpu_isa;
+  options.rank = rank;
+  options.tensor_parallel_size = flags.tensor_parallel_size;
+  options.max_model_len = flags.max_model_len;
+  options.max_num_seqs = flags.max_num_seqs;
+  options.max_num_batched_tokens = flags.max_num_batched_tokens;
+  if (flags.kv_cache_memory != "auto") {
+    const auto bytes = cli::ParseBytes(flags.kv_cache_memory);
+    if (!bytes || *bytes == 0) {
+      return absl::InvalidArgumentError(
+          fmt::format("--kv-cache-memory must be auto or a size such as 4GiB, got '{}'",
+                      flags.kv_cache_memory));
+    }
+    options.kv_cache_memory = *bytes;
+  }
+  ASSIGN_OR_RETURN(options.kv_cache_dtype, exec::ParseKvCacheType(flags.kv_cache_dtype));
+  ASSIGN_OR_RETURN(options.lm_head_dtype, exec::ParseLmHeadType(flags.lm_head_dtype));
+  ASSIGN_OR_RETURN(options.quantize, exec::ParseQuantize(flags.quantize));
+  return options;
+}
+
+engine::EngineOptions EngineOptionsOf(const Flags& flags) {
+  return {.max_batched_tokens = flags.max_num_batched_tokens,
+          .max_queue = flags.max_queue,
+          .prefix_caching = !flags.no_prefix_caching};
+}
+
+std::string ServedName(const Flags& flags) {
+  if (!flags.served_model_name.empty()) return flags.served_model_name;
+  const std::filesystem::path path = std::filesystem::absolute(flags.model).lexically_normal();
+  return path.has_filename() ? path.filename() : path.parent_path().filename();
+}
+
+std::string MetricsAddress(const Flags& flags, int rank) {
+  if (flags.metrics_listen.empty()) return "";
+  const size_t colon = flags.metrics_listen.rfind(':');
+  const int port = cli::ParseHostPort(flags.metrics_listen, nullptr).value_or(0);
+  return fmt::format("{}:{}", flags.metrics_listen.substr(0, colon), port == 0 ? 0 : port + rank);
+}
+
+Duration DrainTimeout(const Flags& flags) {
+  return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(flags.drain_timeout));
+}
+
+}  // namespace qserve::worker

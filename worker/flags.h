@@ -1,0 +1,61 @@
+// Flags of qserve-worker, as users of serving engines know them, and what they mean to each part.
+// Read once, in main.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/cli/options.h"
+#include "common/clock.h"
+#include "worker/engine/engine.h"
+#include "worker/exec/executor_options.h"
+
+namespace qserve::worker {
+
+struct Flags {
+  std::string model;
+  std::string served_model_name;
+  std::string device = "auto";
+  int tensor_parallel_size = 1;
+  int nodes = 1;
+  int node_rank = 0;
+  std::string rendezvous;
+  std::string listen = "127.0.0.1:50051";
+  std::string metrics_listen = "127.0.0.1:9091";
+  int32_t max_model_len = 0;
+  int32_t max_num_seqs = 256;
+  int64_t max_num_batched_tokens = 2048;
+  int32_t max_queue = 1024;
+  std::string kv_cache_memory = "auto";
+  std::string kv_cache_dtype = "auto";
+  std::string lm_head_dtype = "auto";
+  std::string quantize = "none";
+  bool no_prefix_caching = false;
+  int threads = 0;
+  std::string cpu_isa = "auto";
+  std::optional<uint64_t> seed;
+  double drain_timeout = 30;
+  std::string log_level = "info";
+  std::string log_format = "text";
+};
+
+void Declare(cli::Options& options, Flags& flags);
+
+// Checks everything that can be checked without the model; InvalidArgument names the flag.
+absl::Status Validate(const Flags& flags);
+
+// Of the rank `rank`; `flags` must be valid.
+absl::StatusOr<exec::ExecutorOptions> ExecutorOptionsOf(const Flags& flags, int rank);
+engine::EngineOptions EngineOptionsOf(const Flags& flags);
+
+// The name clients use: --served-model-name, or the model directory's own.
+std::string ServedName(const Flags& flags);
+
+// Where rank `rank` serves its metrics: the port counts up by rank. Empty: nowhere.
+std::string MetricsAddress(const Flags& flags, int rank);
+
+Duration DrainTimeout(const Flags& flags);
+
+}  // namespace qserve::worker
