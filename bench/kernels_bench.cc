@@ -1,7 +1,9 @@
-// Speed of the linears on the shapes of real models, as fractions of the memory bandwidth and of the integer peak that this machine
-// shows in the same run. Weights are cycled through enough copies that none comes from a cache, as in a model.
+// Speed of the linears on the shapes of real models, as fractions of the memory bandwidth and of
+// the integer peak that this machine shows in the same run. Weights are cycled through enough
+// copies that none comes from a cache, as in a model.
 //
-//   kernels_bench [--isa NAME] [--threads N] [--model 1b|8b] [--shape SUBSTRING] [--m 1,8,32] [--seconds PER_ROW]
+//   kernels_bench [--isa NAME] [--threads N] [--model 1b|8b] [--shape SUBSTRING] [--m 1,8,32]
+//   [--seconds PER_ROW]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -11,7 +13,6 @@
 #include <vector>
 
 #include "bench/machine_peaks.h"
-#include "kernels/cpu/isa_choice.h"
 #include "kernels/device_factory.h"
 
 namespace qserve::bench {
@@ -40,13 +41,17 @@ std::vector<Shape> ShapesOf(const std::string& model) {
   constexpr WeightFormat kGroup = WeightFormat::kW4Group128;
   constexpr WeightFormat kChannel = WeightFormat::kW4PerChannel;
   if (model == "8b") {
-    return {{"qkv g128", 6144, 4096, kGroup},       {"o g128", 4096, 4096, kGroup},
-            {"gate_up g128", 28672, 4096, kGroup},  {"down g128", 4096, 14336, kGroup},
-            {"gate_up gchn", 28672, 4096, kChannel}, {"lm_head w8", 128256, 4096, WeightFormat::kW8}};
+    return {
+        {"qkv g128", 6144, 4096, kGroup},        {"o g128", 4096, 4096, kGroup},
+        {"gate_up g128", 28672, 4096, kGroup},   {"down g128", 4096, 14336, kGroup},
+        {"gate_up gchn", 28672, 4096, kChannel}, {"lm_head w8", 128256, 4096, WeightFormat::kW8}};
   }
-  return {{"qkv g128", 3072, 2048, kGroup},         {"o g128", 2048, 2048, kGroup},
-          {"gate_up g128", 16384, 2048, kGroup},    {"down g128", 2048, 8192, kGroup},
-          {"gate_up gchn", 16384, 2048, kChannel},  {"lm_head w8", 32000, 2048, WeightFormat::kW8},
+  return {{"qkv g128", 3072, 2048, kGroup},
+          {"o g128", 2048, 2048, kGroup},
+          {"gate_up g128", 16384, 2048, kGroup},
+          {"down g128", 2048, 8192, kGroup},
+          {"gate_up gchn", 16384, 2048, kChannel},
+          {"lm_head w8", 32000, 2048, WeightFormat::kW8},
           {"lm_head fp16", 32000, 2048, WeightFormat::kHalfFixedOrder}};
 }
 
@@ -61,7 +66,8 @@ kernels::LinearWeight RandomWeight(const Shape& shape) {
   if (!kernels::TakesInt8(shape.format)) {
     w.float_type = kernels::FloatType::kF16;
     w.floats.resize(rows * static_cast<size_t>(shape.k) * 2);
-    for (size_t i = 0; i < w.floats.size(); ++i) w.floats[i] = static_cast<uint8_t>(i % 2 == 0 ? next() >> 24 : 0x2c);
+    for (size_t i = 0; i < w.floats.size(); ++i)
+      w.floats[i] = static_cast<uint8_t>(i % 2 == 0 ? next() >> 24 : 0x2c);
     return w;
   }
   const uint32_t mask = shape.format == WeightFormat::kW8 ? 0x7f : 0x0f;
@@ -78,11 +84,22 @@ kernels::LinearWeight RandomWeight(const Shape& shape) {
 
 // Activations of `rows` tokens, int8 and fp32.
 struct Tokens {
-  Tokens(int64_t rows, int64_t k) : q(static_cast<size_t>(rows * k), 3), f32(q.size(), 0.5f), scale(static_cast<size_t>(rows), 0.1f) {
-    for (size_t i = 0; i < q.size(); ++i) q[i] = static_cast<int8_t>(static_cast<int>(i * 37 % 251) - 125);
+  Tokens(int64_t rows, int64_t k)
+      : q(static_cast<size_t>(rows * k), 3),
+        f32(q.size(), 0.5f),
+        scale(static_cast<size_t>(rows), 0.1f) {
+    for (size_t i = 0; i < q.size(); ++i)
+      q[i] = static_cast<int8_t>(static_cast<int>(i * 37 % 251) - 125);
     row_sum.assign(static_cast<size_t>(rows), 77);
-    view = {.rows = rows, .cols = k, .f32 = f32.data(), .f32_stride = k, .q = q.data(), .q_stride = k, .lead = 0,
-            .scale = scale.data(), .row_sum = row_sum.data()};
+    view = {.rows = rows,
+            .cols = k,
+            .f32 = f32.data(),
+            .f32_stride = k,
+            .q = q.data(),
+            .q_stride = k,
+            .lead = 0,
+            .scale = scale.data(),
+            .row_sum = row_sum.data()};
   }
   std::vector<int8_t> q;
   std::vector<float> f32;
@@ -96,7 +113,8 @@ struct Machine {
   double peak = 0;       // GOPS
 };
 
-void Measure(kernels::Backend& backend, const Shape& shape, const Options& options, const Machine& machine) {
+void Measure(kernels::Backend& backend, const Shape& shape, const Options& options,
+             const Machine& machine) {
   constexpr int64_t kBeyondCaches = int64_t{160} << 20;
   const kernels::LinearWeight weight = RandomWeight(shape);
   std::vector<std::unique_ptr<kernels::PackedLinear>> copies;
@@ -114,17 +132,21 @@ void Measure(kernels::Backend& backend, const Shape& shape, const Options& optio
     double best = 1e30;
     size_t calls = 0;
     const auto begin = Clock::now();
-    while (calls < 3 || std::chrono::duration<double>(Clock::now() - begin).count() < options.seconds) {
+    while (calls < 3 ||
+           std::chrono::duration<double>(Clock::now() - begin).count() < options.seconds) {
       const auto start = Clock::now();
-      backend.Linear({.weight = copies[calls++ % copies.size()].get(), .x = tokens.view, .out = {out.data(), m, shape.n, shape.n}});
+      backend.Linear({.weight = copies[calls++ % copies.size()].get(),
+                      .x = tokens.view,
+                      .out = {out.data(), m, shape.n, shape.n}});
       best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
     }
     const double bytes = static_cast<double>(copies[0]->bytes);
     const double gops = 2e-9 * static_cast<double>(m * shape.n * shape.k) / best;
     const double gbs = bytes * 1e-9 / best;
-    std::printf("%-14s %7lld x %-6lld m %-4lld %9.3f ms %7.2f GB/s %5.1f %% %8.1f GOPS %5.1f %%\n", shape.name,
-                static_cast<long long>(shape.n), static_cast<long long>(shape.k), static_cast<long long>(m), best * 1e3, gbs,
-                100 * gbs / machine.bandwidth, gops, machine.peak > 0 ? 100 * gops / machine.peak : 0);
+    std::printf("%-14s %7lld x %-6lld m %-4lld %9.3f ms %7.2f GB/s %5.1f %% %8.1f GOPS %5.1f %%\n",
+                shape.name, static_cast<long long>(shape.n), static_cast<long long>(shape.k),
+                static_cast<long long>(m), best * 1e3, gbs, 100 * gbs / machine.bandwidth, gops,
+                machine.peak > 0 ? 100 * gops / machine.peak : 0);
     std::fflush(stdout);
   }
 }
@@ -134,14 +156,20 @@ Options Parse(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
     const std::string value = argv[i + 1];
-    if (flag == "--isa") options.isa = value;
-    else if (flag == "--model") options.model = value;
-    else if (flag == "--shape") options.shape = value;
-    else if (flag == "--threads") options.threads = std::atoi(value.c_str());
-    else if (flag == "--seconds") options.seconds = std::atof(value.c_str());
+    if (flag == "--isa")
+      options.isa = value;
+    else if (flag == "--model")
+      options.model = value;
+    else if (flag == "--shape")
+      options.shape = value;
+    else if (flag == "--threads")
+      options.threads = std::atoi(value.c_str());
+    else if (flag == "--seconds")
+      options.seconds = std::atof(value.c_str());
     else if (flag == "--m") {
       options.batches.clear();
-      for (size_t at = 0; at < value.size(); at = std::min(value.find(',', at), value.size() - 1) + 1) {
+      for (size_t at = 0; at < value.size();
+           at = std::min(value.find(',', at), value.size() - 1) + 1) {
         options.batches.push_back(std::max(1, std::atoi(value.c_str() + at)));
       }
     } else {
@@ -149,13 +177,15 @@ Options Parse(int argc, char** argv) {
       std::exit(2);
     }
   }
-  if (options.threads <= 0) options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  if (options.threads <= 0)
+    options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   return options;
 }
 
 int Main(int argc, char** argv) {
   const Options options = Parse(argc, argv);
-  auto backend = kernels::CreateBackend({.device = "cpu", .threads = options.threads, .cpu_isa = options.isa});
+  auto backend =
+      kernels::CreateBackend({.device = "cpu", .threads = options.threads, .cpu_isa = options.isa});
   if (!backend.ok()) {
     std::fprintf(stderr, "%s\n", backend.status().message().c_str());
     return 1;
@@ -164,10 +194,11 @@ int Main(int argc, char** argv) {
   Machine machine;
   machine.bandwidth = ReadBandwidth(options.threads, int64_t{256} << 20, 5);
   machine.peak = IntegerPeak(IntegerPeakLoop(isa), options.threads, 100);
-  std::printf("%s, %s: read bandwidth %.1f GB/s, integer peak %.0f GOPS\n", (*backend)->info().name.c_str(), isa.c_str(),
-              machine.bandwidth, machine.peak);
+  std::printf("%s, %s: read bandwidth %.1f GB/s, integer peak %.0f GOPS\n",
+              (*backend)->info().name.c_str(), isa.c_str(), machine.bandwidth, machine.peak);
   for (const Shape& shape : ShapesOf(options.model)) {
-    if (std::string(shape.name).find(options.shape) != std::string::npos) Measure(**backend, shape, options, machine);
+    if (std::string(shape.name).find(options.shape) != std::string::npos)
+      Measure(**backend, shape, options, machine);
   }
   return 0;
 }

@@ -1,13 +1,13 @@
-// Measures the machine. Main thread and the threads it starts.
+// Measures the machine. The main thread and those it starts.
 #include "bench/machine_peaks.h"
 
 #include <algorithm>
 #include <atomic>
+#include <barrier>
 #include <chrono>
+#include <functional>
+#include <thread>
 #include <vector>
-
-#include "kernels/cpu/aligned_memory.h"
-#include "kernels/cpu/thread_pool.h"
 
 namespace qserve::bench {
 namespace {
@@ -15,53 +15,61 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Timed at once: short, so that on a busy machine some piece is read without an interruption.
-constexpr int64_t kPiece = int64_t{16} << 20;
+constexpr int64_t kPieceWords = int64_t{2} << 20;
 
-double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+// Runs work(round, thread) on all threads at once, `rounds` times; the seconds of the fastest
+// round.
+double FastestRound(int threads, int64_t rounds, const std::function<void(int64_t, int)>& work) {
+  std::barrier meeting(threads);
+  double best = 1e30;
+  const auto run = [&](int thread) {
+    for (int64_t round = 0; round < rounds; ++round) {
+      meeting.arrive_and_wait();
+      const auto start = Clock::now();
+      work(round, thread);
+      meeting.arrive_and_wait();
+      const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+      if (thread == 0) best = std::min(best, seconds);
+    }
+  };
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back(run, t);
+  run(0);
+  for (std::thread& other : others) other.join();
+  return best;
+}
+
+uint64_t SumOf(const uint64_t* words, int64_t count) {
+  uint64_t sums[8] = {};
+  for (int64_t w = 0; w + 8 <= count; w += 8) {
+    __builtin_prefetch(words + w + 256);
+    for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += words[w + lane];
+  }
+  uint64_t sum = 0;
+  for (const uint64_t lane : sums) sum += lane;
+  return sum;
+}
 
 }  // namespace
 
 double ReadBandwidth(int threads, int64_t bytes, int repeats) {
-  auto memory = kernels::cpu::AlignedMemory::Allocate(bytes);
-  if (memory.data() == nullptr) return 0;
-  kernels::cpu::ThreadPool pool(threads);
-  const int64_t words = bytes / 8;
-  auto* data = memory.as<uint64_t>();
-  pool.ParallelFor(words, 512, [&](int64_t begin, int64_t end, int) { std::fill(data + begin, data + end, uint64_t{1}); });
+  const int64_t pieces = std::max<int64_t>(1, bytes / 8 / kPieceWords);
+  const std::vector<uint64_t> words(static_cast<size_t>(pieces * kPieceWords), 1);
+  const int64_t part = kPieceWords / threads;
   std::atomic<uint64_t> total{0};
-  double best = 0;
-  for (int64_t piece = 0; piece < repeats * bytes / kPiece; ++piece) {
-    const uint64_t* from = data + piece % (bytes / kPiece) * (kPiece / 8);
-    const auto start = Clock::now();
-    pool.ParallelFor(kPiece / 8, 512, [&](int64_t begin, int64_t end, int) {
-      uint64_t sums[8] = {};
-      for (int64_t w = begin; w + 8 <= end; w += 8) {
-        __builtin_prefetch(from + w + 256);
-        for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += from[w + lane];
-      }
-      uint64_t sum = 0;
-      for (const uint64_t lane : sums) sum += lane;
-      total += sum;
-    });
-    best = std::max(best, static_cast<double>(kPiece) / SecondsSince(start) * 1e-9);
-  }
-  return total.load() == 0 ? 0 : best;  // the sum is looked at, so that the reading cannot be left out
+  const double seconds = FastestRound(threads, repeats * pieces, [&](int64_t round, int thread) {
+    total += SumOf(words.data() + round % pieces * kPieceWords + thread * part, part);
+  });
+  // The sum is looked at, so that the reading cannot be left out.
+  return total.load() == 0 ? 0 : static_cast<double>(threads * part * 8) / seconds * 1e-9;
 }
 
 double IntegerPeak(PeakLoop loop, int threads, int repeats) {
   if (loop == nullptr) return 0;
-  kernels::cpu::ThreadPool pool(threads);
-  double best = 0;
-  for (int i = 0; i < repeats; ++i) {
-    std::vector<int64_t> done(static_cast<size_t>(threads));
-    const auto start = Clock::now();
-    pool.ParallelFor(threads, 1, [&](int64_t, int64_t, int t) { done[static_cast<size_t>(t)] = loop(50000); });
-    const double seconds = SecondsSince(start);
-    int64_t total = 0;
-    for (const int64_t count : done) total += count;
-    best = std::max(best, 2.0 * static_cast<double>(total) / seconds * 1e-9);
-  }
-  return best;
+  std::atomic<int64_t> products{0};
+  const double seconds =
+      FastestRound(threads, repeats, [&](int64_t, int) { products = loop(50000); });
+  return 2.0 * static_cast<double>(products.load() * threads) / seconds * 1e-9;
 }
 
 }  // namespace qserve::bench

@@ -1,5 +1,6 @@
-// What this machine can do at most: the denominators of bench/kernels_bench.cc, measured in the same run. The integer peak of an
-// instruction set is a loop of its own multiply-accumulate sequence on registers alone.
+// What this machine can do at most: the denominators of bench/kernels_bench.cc, measured in the
+// same run. The integer peak of an instruction set is a loop of its own multiply-accumulate
+// sequence on registers alone.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +8,8 @@
 
 namespace qserve::bench {
 
-// Runs `steps` turns of a register-only loop and returns the multiply-accumulates done. Null if the binary has no loop for it.
-// `isa`: "avx2", "avxvnni", "avx512vnni".
+// Runs `steps` turns of a register-only loop and returns the multiply-accumulates done. Null if the
+// binary has no loop for it. `isa`: "avx2", "avxvnni", "avx512vnni".
 using PeakLoop = int64_t (*)(int64_t steps);
 PeakLoop IntegerPeakLoop(const std::string& isa);
 
@@ -22,7 +23,8 @@ namespace avx512vnni {
 int64_t PeakSteps(int64_t steps);
 }
 
-// GB/s of reading memory that no cache holds, `threads` threads each a part of it: the best piece of `bytes` read `repeats` times.
+// GB/s of reading memory that no cache holds, `threads` threads each a part of it: the best piece
+// of `bytes` read `repeats` times.
 double ReadBandwidth(int threads, int64_t bytes, int repeats);
 
 // Multiply-accumulates of `loop` on all threads at once, times two: GOPS, best of `repeats`.

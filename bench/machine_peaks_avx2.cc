@@ -1,4 +1,5 @@
-// Integer peak of AVX2: eight maddubs added up in int16, widened by one madd, as the 4-bit kernel does.
+// Integer peak of AVX2: eight maddubs added up in int16, widened by one madd, as the 4-bit kernel
+// does.
 #include <immintrin.h>
 
 #include "bench/machine_peaks.h"
@@ -31,7 +32,8 @@ int64_t PeakSteps(int64_t steps) {
       for (int c = 0; c < kChains; ++c) narrow[c] = AddProduct(narrow[c], w, x);
     }
 #pragma GCC unroll 8
-    for (int c = 0; c < kChains; ++c) wide[c] = _mm256_add_epi32(wide[c], _mm256_madd_epi16(narrow[c], ones));
+    for (int c = 0; c < kChains; ++c)
+      wide[c] = _mm256_add_epi32(wide[c], _mm256_madd_epi16(narrow[c], ones));
   }
   for (int c = 0; c < kChains; ++c) asm volatile("" : : "x"(wide[c]));
   return steps * kChains * 8 * 32;

@@ -13,7 +13,8 @@ int64_t PeakSteps(int64_t steps) {
   for (int64_t i = 0; i < steps; ++i) {
     for (int turn = 0; turn < 4; ++turn) {
 #pragma GCC unroll 12
-      for (int c = 0; c < kChains; ++c) asm volatile("vpdpbusd %2, %1, %0" : "+v"(acc[c]) : "v"(w), "v"(x));
+      for (int c = 0; c < kChains; ++c)
+        asm volatile("vpdpbusd %2, %1, %0" : "+v"(acc[c]) : "v"(w), "v"(x));
     }
   }
   return steps * kChains * 4 * 64;

@@ -1,5 +1,5 @@
-// How kernels/device_factory.cc asks for a GPU. Implemented by kernels/cuda or, in a build without CUDA, by kernels/no_cuda; CMake
-// chooses which one is linked.
+// How kernels/device_factory.cc asks for a GPU. Implemented by kernels/cuda or, in a build without
+// CUDA, by kernels/no_cuda; CMake chooses which one is linked.
 #pragma once
 
 #include <memory>

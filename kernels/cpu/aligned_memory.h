@@ -1,5 +1,6 @@
-// Zeroed host memory for weights and tensors: aligned to 64 bytes, and from 2 MiB on to huge pages, which it asks the kernel for.
-// Owned by whoever holds the object. Pages are placed near the thread that first touches them.
+// Zeroed host memory for weights and tensors: aligned to 64 bytes, and from 2 MiB on to huge pages,
+// which it asks the kernel for. Owned by whoever holds the object. Pages are placed near the thread
+// that first touches them.
 #pragma once
 
 #include <cstdint>

@@ -21,8 +21,10 @@ constexpr int kMaxThreads = 1024;
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(int threads, const OpTable& table) : table_(table), pool_(threads), workspace_(threads) {
-    info_.name = CpuModelName() + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+  CpuBackend(int threads, const OpTable& table)
+      : table_(table), pool_(threads), workspace_(threads) {
+    info_.name =
+        CpuModelName() + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
     info_.kernel_family = "cpu";
     info_.isa = table.isa;
     info_.memory_bytes = TotalMemoryBytes();
@@ -35,13 +37,17 @@ class CpuBackend final : public Backend {
     if (bytes == 0) return Buffer();
     AlignedMemory memory = AlignedMemory::Allocate(bytes);
     if (memory.data() == nullptr) {
-      return Status(StatusCode::kOutOfMemory,
-                    "cpu: no memory of " + std::to_string(bytes) + " bytes for " + std::string(purpose));
+      return Status(StatusCode::kOutOfMemory, "cpu: no memory of " + std::to_string(bytes) +
+                                                  " bytes for " + std::string(purpose));
     }
     return Buffer(this, memory.Detach(), bytes);
   }
-  void CopyToDevice(void* device, const void* host, int64_t bytes) override { Copy(device, host, bytes); }
-  void CopyToHost(void* host, const void* device, int64_t bytes) override { Copy(host, device, bytes); }
+  void CopyToDevice(void* device, const void* host, int64_t bytes) override {
+    Copy(device, host, bytes);
+  }
+  void CopyToHost(void* host, const void* device, int64_t bytes) override {
+    Copy(host, device, bytes);
+  }
   int64_t AvailableMemory() const override { return AvailableMemoryBytes(); }
 
   StatusOr<std::unique_ptr<PackedLinear>> Pack(const LinearWeight& weight) override {
@@ -91,12 +97,13 @@ class CpuBackend final : public Backend {
 
 StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int threads, const std::string& isa) {
   if (threads < 0 || threads > kMaxThreads) {
-    return InvalidArgument("cpu: " + std::to_string(threads) + " threads; 0 (all cores) to " + std::to_string(kMaxThreads) +
-                           " are possible");
+    return InvalidArgument("cpu: " + std::to_string(threads) + " threads; 0 (all cores) to " +
+                           std::to_string(kMaxThreads) + " are possible");
   }
   StatusOr<const OpTable*> table = ChooseOpTable(isa);
   if (!table.ok()) return table.status();
-  if (threads == 0) threads = std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
+  if (threads == 0)
+    threads = std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
   return CreateCpuBackend(threads, **table);
 }
 

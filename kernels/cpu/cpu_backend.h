@@ -1,5 +1,6 @@
-// The CPU as a device. Everything runs inside the call, on the calling thread and the pool's; the operations themselves are in the
-// op table that was chosen at construction. Made by kernels/device_factory.cc; one thread at a time uses it.
+// The CPU as a device. Everything runs inside the call, on the calling thread and the pool's; the
+// operations themselves are in the op table that was chosen at construction. Made by
+// kernels/device_factory.cc; one thread at a time uses it.
 #pragma once
 
 #include <memory>
@@ -14,7 +15,8 @@ struct OpTable;
 // threads 0: as many as the process may run on. isa: see ChooseOpTable.
 StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int threads, const std::string& isa);
 
-// The same with a given table, which outlives the backend: for tests of tables that are never chosen by themselves.
+// The same with a given table, which outlives the backend: for tests of tables that are never
+// chosen by themselves.
 std::unique_ptr<Backend> CreateCpuBackend(int threads, const OpTable& table);
 
 }  // namespace qserve::kernels::cpu

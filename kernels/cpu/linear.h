@@ -1,5 +1,6 @@
-// The linear operation of each instruction set, as OpTable wants it: packing and multiplication. A weight is multiplied only by the
-// functions of the namespace that packed it, except that the panel ones (all but `reference`) share one packed order.
+// The linear operation of each instruction set, as OpTable wants it: packing and multiplication. A
+// weight is multiplied only by the functions of the namespace that packed it, except that the panel
+// ones (all but `reference`) share one packed order.
 #pragma once
 
 #include <memory>
@@ -26,8 +27,9 @@ Status Linear(OpContext& context, const LinearArgs& args);
 namespace avx512vnni {
 Status Linear(OpContext& context, const LinearArgs& args);
 }
-// The VNNI kernels with the dot-product instruction written as a loop, 8 and 16 lanes wide: same packing, blocking and indexing,
-// so that they are tested on machines without the instruction. Never chosen to serve.
+// The VNNI kernels with the dot-product instruction written as a loop, 8 and 16 lanes wide: same
+// packing, blocking and indexing, so that they are tested on machines without the instruction.
+// Never chosen to serve.
 namespace emulated {
 Status LinearOf8Lanes(OpContext& context, const LinearArgs& args);
 Status LinearOf16Lanes(OpContext& context, const LinearArgs& args);

@@ -1,8 +1,9 @@
 // The linear operation in AVX2. Leaf functions run on the pool's threads.
 //
-// 4-bit codes: one maddubs gives sums of two products, at most 2 * 15 * 127 = 3810; eight of them fit int16 (30480), so that widening
-// (and with it the group scale, as the other factor of madd) is paid once for 32 columns. 8-bit codes: |w| x sign(x, w), at most
-// 2 * 127 * 127 = 32258, widened at once.
+// 4-bit codes: one maddubs gives sums of two products, at most 2 * 15 * 127 = 3810; eight of them
+// fit int16 (30480), so that widening (and with it the group scale, as the other factor of madd) is
+// paid once for 32 columns. 8-bit codes: |w| x sign(x, w), at most 2 * 127 * 127 = 32258, widened
+// at once.
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_lanes_avx2.h"
 
@@ -13,7 +14,8 @@ struct Avx2 : Lanes256 {
   static constexpr int kChunkBlocks = 4;  // 32 columns: 8 maddubs
   static constexpr bool kBiased8 = false;
 
-  // Keeps GCC from regrouping additions, for which it would hold every product in a register or on the stack.
+  // Keeps GCC from regrouping additions, for which it would hold every product in a register or on
+  // the stack.
   static Int Ordered(Int sum) {
     asm("" : "+x"(sum));
     return sum;
@@ -26,7 +28,9 @@ struct Avx2 : Lanes256 {
     const Int scale = Scale32(scales, half);
     return _mm256_or_si256(scale, _mm256_slli_epi32(scale, 16));
   }
-  static void Flush(int32_t* c, Int acc, Int scale, bool /*group*/) { Accumulate(c, _mm256_madd_epi16(acc, scale)); }
+  static void Flush(int32_t* c, Int acc, Int scale, bool /*group*/) {
+    Accumulate(c, _mm256_madd_epi16(acc, scale));
+  }
 
   struct Codes8 {
     Int codes;
@@ -43,6 +47,8 @@ constexpr PanelKernels kKernels = MakePanelKernels<Avx2, Half256, 6, 4>();
 
 }  // namespace
 
-Status Linear(OpContext& context, const LinearArgs& args) { return LinearPanels(context, args, kKernels); }
+Status Linear(OpContext& context, const LinearArgs& args) {
+  return LinearPanels(context, args, kKernels);
+}
 
 }  // namespace qserve::kernels::cpu::avx2

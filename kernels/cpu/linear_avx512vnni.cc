@@ -1,4 +1,5 @@
-// The linear operation in AVX512-VNNI: 16 rows a register, two panels a unit. Leaf functions run on the pool's threads.
+// The linear operation in AVX512-VNNI: 16 rows a register, two panels a unit. Leaf functions run on
+// the pool's threads.
 #include <immintrin.h>
 
 #include "kernels/cpu/linear.h"
@@ -15,13 +16,17 @@ struct Avx512Vnni {
   static constexpr bool kBiased8 = true;
 
   static Int LoadInt(const void* from) { return _mm512_loadu_si512(from); }
-  static Int Load(const uint8_t* block, int64_t panel_bytes, int panel) { return LoadInt(block + panel * panel_bytes); }
+  static Int Load(const uint8_t* block, int64_t panel_bytes, int panel) {
+    return LoadInt(block + panel * panel_bytes);
+  }
   static void Prefetch(const uint8_t* block, int64_t panel_bytes) {
     _mm_prefetch(reinterpret_cast<const char*>(block), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(block + panel_bytes), _MM_HINT_T0);
   }
   static Int Low(Int codes) { return _mm512_and_si512(codes, _mm512_set1_epi8(15)); }
-  static Int High(Int codes) { return _mm512_and_si512(_mm512_srli_epi16(codes, 4), _mm512_set1_epi8(15)); }
+  static Int High(Int codes) {
+    return _mm512_and_si512(_mm512_srli_epi16(codes, 4), _mm512_set1_epi8(15));
+  }
   static Int Broadcast(const int8_t* x) {
     int32_t four;
     __builtin_memcpy(&four, x, sizeof(four));
@@ -30,9 +35,12 @@ struct Avx512Vnni {
   static Int Dot(Int acc, Int codes, Int x) { return _mm512_dpbusd_epi32(acc, codes, x); }
   static Int One() { return _mm512_setzero_si512(); }  // not looked at
   static Int Scale(const uint8_t* scales, int64_t scale_bytes, int panel) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + panel * scale_bytes)));
+    return _mm512_cvtepu8_epi32(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(scales + panel * scale_bytes)));
   }
-  static void Accumulate(int32_t* c, Int sum) { _mm512_storeu_si512(c, _mm512_add_epi32(LoadInt(c), sum)); }
+  static void Accumulate(int32_t* c, Int sum) {
+    _mm512_storeu_si512(c, _mm512_add_epi32(LoadInt(c), sum));
+  }
   static void Flush(int32_t* c, Int acc, Int scale, bool group) {
     Accumulate(c, group ? _mm512_mullo_epi32(acc, scale) : acc);
   }
@@ -52,12 +60,14 @@ struct Avx512Vnni {
   static Int BroadcastInt(int32_t value) { return _mm512_set1_epi32(value); }
   static Int AddInt(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int AddPairs(Int acc, const int16_t* offsets, const int16_t* sums) {
-    return AddInt(acc, _mm512_madd_epi16(LoadInt(offsets), Broadcast(reinterpret_cast<const int8_t*>(sums))));
+    return AddInt(
+        acc, _mm512_madd_epi16(LoadInt(offsets), Broadcast(reinterpret_cast<const int8_t*>(sums))));
   }
   static void GroupSums(const int8_t* x, int64_t groups, int16_t* sums) {
     const Int ones = _mm512_set1_epi8(1);
     for (int64_t g = 0; g < groups; ++g, x += kWeightGroup) {
-      const Int sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, LoadInt(x)), ones, LoadInt(x + 64));
+      const Int sum = _mm512_dpbusd_epi32(
+          _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, LoadInt(x)), ones, LoadInt(x + 64));
       sums[g] = static_cast<int16_t>(_mm512_reduce_add_epi32(sum));
     }
   }
@@ -85,6 +95,8 @@ constexpr PanelKernels kKernels = MakePanelKernels<Avx512Vnni, Half512, 8, 8>();
 
 }  // namespace
 
-Status Linear(OpContext& context, const LinearArgs& args) { return LinearPanels(context, args, kKernels); }
+Status Linear(OpContext& context, const LinearArgs& args) {
+  return LinearPanels(context, args, kKernels);
+}
 
 }  // namespace qserve::kernels::cpu::avx512vnni

@@ -1,5 +1,6 @@
-// The linear operation in AVX-VNNI (256-bit vpdpbusd without AVX512). Leaf functions run on the pool's threads. Sums are int32 from the
-// start; the group scale is one multiplication for 128 columns. 8-bit codes are multiplied as code + 128.
+// The linear operation in AVX-VNNI (256-bit vpdpbusd without AVX512). Leaf functions run on the
+// pool's threads. Sums are int32 from the start; the group scale is one multiplication for 128
+// columns. 8-bit codes are multiplied as code + 128.
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_lanes_avx2.h"
 
@@ -12,7 +13,9 @@ struct AvxVnni : Lanes256 {
 
   static Int Dot(Int acc, Int codes, Int x) { return _mm256_dpbusd_avx_epi32(acc, codes, x); }
   static Int One() { return _mm256_setzero_si256(); }  // not looked at
-  static Int Scale(const uint8_t* scales, int64_t /*scale_bytes*/, int half) { return Scale32(scales, half); }
+  static Int Scale(const uint8_t* scales, int64_t /*scale_bytes*/, int half) {
+    return Scale32(scales, half);
+  }
   static void Flush(int32_t* c, Int acc, Int scale, bool group) {
     Accumulate(c, group ? _mm256_mullo_epi32(acc, scale) : acc);
   }
@@ -26,6 +29,8 @@ constexpr PanelKernels kKernels = MakePanelKernels<AvxVnni, Half256, 6, 6>();
 
 }  // namespace
 
-Status Linear(OpContext& context, const LinearArgs& args) { return LinearPanels(context, args, kKernels); }
+Status Linear(OpContext& context, const LinearArgs& args) {
+  return LinearPanels(context, args, kKernels);
+}
 
 }  // namespace qserve::kernels::cpu::avxvnni

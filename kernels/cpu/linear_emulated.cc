@@ -1,5 +1,6 @@
-// The VNNI linears with every instruction written as a loop, 8 and 16 lanes wide: the templates, packing, blocking and indexing are the
-// ones that serve, so that all but the intrinsics themselves is tested on any machine. Used by tests.
+// The VNNI linears with every instruction written as a loop, 8 and 16 lanes wide: the templates,
+// packing, blocking and indexing are the ones that serve, so that all but the intrinsics themselves
+// is tested on any machine. Used by tests.
 #include <cmath>
 #include <cstring>
 
@@ -46,8 +47,12 @@ struct Vnni {
     return LoadInt(block + (kWidth == 16 ? index * panel_bytes : index * 32));
   }
   static void Prefetch(const uint8_t* /*block*/, int64_t /*panel_bytes*/) {}
-  static Int Low(Int v) { return Each([&](int i) { return v.lane[i] & 0x0f0f0f0fu; }); }
-  static Int High(Int v) { return Each([&](int i) { return v.lane[i] >> 4 & 0x0f0f0f0fu; }); }
+  static Int Low(Int v) {
+    return Each([&](int i) { return v.lane[i] & 0x0f0f0f0fu; });
+  }
+  static Int High(Int v) {
+    return Each([&](int i) { return v.lane[i] >> 4 & 0x0f0f0f0fu; });
+  }
   static Int Broadcast(const int8_t* x) {
     uint32_t four;
     std::memcpy(&four, x, sizeof(four));
@@ -57,7 +62,8 @@ struct Vnni {
     return Each([&](int i) {
       uint32_t sum = acc.lane[i];
       for (int j = 0; j < 4; ++j) {
-        sum += Byte(codes.lane[i], j) * static_cast<uint32_t>(static_cast<int8_t>(Byte(x.lane[i], j)));
+        sum +=
+            Byte(codes.lane[i], j) * static_cast<uint32_t>(static_cast<int8_t>(Byte(x.lane[i], j)));
       }
       return sum;
     });
@@ -69,26 +75,46 @@ struct Vnni {
   }
   static void Flush(int32_t* c, Int acc, Int scale, bool group) {
     const Int sum = LoadInt(c);
-    const Int result = Each([&](int i) { return sum.lane[i] + acc.lane[i] * (group ? scale.lane[i] : 1u); });
+    const Int result =
+        Each([&](int i) { return sum.lane[i] + acc.lane[i] * (group ? scale.lane[i] : 1u); });
     std::memcpy(c, &result, sizeof(result));
   }
   static void Flush8(int32_t* c, Int acc) { Flush(c, acc, acc, false); }
   using Codes8 = Int;
-  static Codes8 Prepare8(Int codes) { return Each([&](int i) { return codes.lane[i] ^ 0x80808080u; }); }
+  static Codes8 Prepare8(Int codes) {
+    return Each([&](int i) { return codes.lane[i] ^ 0x80808080u; });
+  }
   static Int Dot8(Int acc, Codes8 w, Int x) { return Dot(acc, w, x); }
 
-  static Float ToFloat(Int v) { return EachFloat([&](int i) { return static_cast<float>(static_cast<int32_t>(v.lane[i])); }); }
-  static Float LoadFloat(const float* from) { return EachFloat([&](int i) { return from[i]; }); }
+  static Float ToFloat(Int v) {
+    return EachFloat([&](int i) { return static_cast<float>(static_cast<int32_t>(v.lane[i])); });
+  }
+  static Float LoadFloat(const float* from) {
+    return EachFloat([&](int i) { return from[i]; });
+  }
   static void StoreFloat(float* to, Float value) { std::memcpy(to, &value, sizeof(value)); }
-  static Float BroadcastFloat(float value) { return EachFloat([&](int) { return value; }); }
-  static Float Mul(Float a, Float b) { return EachFloat([&](int i) { return a.lane[i] * b.lane[i]; }); }
-  static Float Add(Float a, Float b) { return EachFloat([&](int i) { return a.lane[i] + b.lane[i]; }); }
-  static Float Sub(Float a, Float b) { return EachFloat([&](int i) { return a.lane[i] - b.lane[i]; }); }
-  static Int BroadcastInt(int32_t value) { return Each([&](int) { return static_cast<uint32_t>(value); }); }
-  static Int AddInt(Int a, Int b) { return Each([&](int i) { return a.lane[i] + b.lane[i]; }); }
+  static Float BroadcastFloat(float value) {
+    return EachFloat([&](int) { return value; });
+  }
+  static Float Mul(Float a, Float b) {
+    return EachFloat([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
+  static Float Add(Float a, Float b) {
+    return EachFloat([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static Float Sub(Float a, Float b) {
+    return EachFloat([&](int i) { return a.lane[i] - b.lane[i]; });
+  }
+  static Int BroadcastInt(int32_t value) {
+    return Each([&](int) { return static_cast<uint32_t>(value); });
+  }
+  static Int AddInt(Int a, Int b) {
+    return Each([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
   static Int AddPairs(Int acc, const int16_t* offsets, const int16_t* sums) {
     return Each([&](int i) {
-      return acc.lane[i] + static_cast<uint32_t>(offsets[2 * i] * sums[0] + offsets[2 * i + 1] * sums[1]);
+      return acc.lane[i] +
+             static_cast<uint32_t>(offsets[2 * i] * sums[0] + offsets[2 * i + 1] * sums[1]);
     });
   }
   static void GroupSums(const int8_t* x, int64_t groups, int16_t* sums) {
@@ -132,7 +158,11 @@ constexpr PanelKernels kKernels16 = MakePanelKernels<Vnni<16>, HalfLanes, 8, 8>(
 
 }  // namespace
 
-Status LinearOf8Lanes(OpContext& context, const LinearArgs& args) { return LinearPanels(context, args, kKernels8); }
-Status LinearOf16Lanes(OpContext& context, const LinearArgs& args) { return LinearPanels(context, args, kKernels16); }
+Status LinearOf8Lanes(OpContext& context, const LinearArgs& args) {
+  return LinearPanels(context, args, kKernels8);
+}
+Status LinearOf16Lanes(OpContext& context, const LinearArgs& args) {
+  return LinearPanels(context, args, kKernels16);
+}
 
 }  // namespace qserve::kernels::cpu::emulated

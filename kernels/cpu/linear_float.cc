@@ -13,11 +13,13 @@ StatusOr<std::unique_ptr<PackedLinear>> PackFloat(ThreadPool& pool, const Linear
   packed->bytes = weight.n * weight.k * static_cast<int64_t>(sizeof(float));
   packed->values = AlignedMemory::Allocate(packed->bytes);
   if (packed->values.data() == nullptr) {
-    return Status(StatusCode::kOutOfMemory, "cpu: no memory of " + std::to_string(packed->bytes) + " bytes for weights");
+    return Status(StatusCode::kOutOfMemory,
+                  "cpu: no memory of " + std::to_string(packed->bytes) + " bytes for weights");
   }
   packed->bias_values = weight.bias;
   pool.ParallelFor(weight.n, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; ++row) DequantizeRow(weight, row, packed->values.as<float>() + row * weight.k);
+    for (int64_t row = begin; row < end; ++row)
+      DequantizeRow(weight, row, packed->values.as<float>() + row * weight.k);
   });
   return std::unique_ptr<PackedLinear>(std::move(packed));
 }
@@ -29,7 +31,8 @@ Status LinearFloat(OpContext& context, const LinearArgs& args) {
     MultiplyFloat(weight, args, begin, end);
     if (weight.bias_values.empty()) return;
     for (int64_t m = 0; m < args.out.rows; ++m) {
-      for (int64_t n = begin; n < end; ++n) args.out.row(m)[n] += weight.bias_values[static_cast<size_t>(n)];
+      for (int64_t n = begin; n < end; ++n)
+        args.out.row(m)[n] += weight.bias_values[static_cast<size_t>(n)];
     }
   });
   return {};

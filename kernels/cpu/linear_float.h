@@ -1,5 +1,6 @@
-// Full-precision products: fp32 x fp32, weights of any floating-point type widened when packed. Implemented by linear_float_dnnl.cc
-// where oneDNN is found, else by linear_float_plain.cc; CMake chooses. A baseline: not bound to one order of additions.
+// Full-precision products: fp32 x fp32, weights of any floating-point type widened when packed.
+// Implemented by linear_float_dnnl.cc where oneDNN is found, else by linear_float_plain.cc; CMake
+// chooses. A baseline: not bound to one order of additions.
 #pragma once
 
 #include <memory>
@@ -17,7 +18,8 @@ class FloatLinear final : public PackedLinear {
   std::vector<float> bias_values;
 };
 
-// out[m][n0..n1) = x[m] . W[n], for m in [0, rows); the part of one thread. Defined by the file that CMake chose.
+// out[m][n0..n1) = x[m] . W[n], for m in [0, rows); the part of one thread. Defined by the file
+// that CMake chose.
 void MultiplyFloat(const FloatLinear& weight, const LinearArgs& args, int64_t n0, int64_t n1);
 
 // Shared by both: widening, cutting n over the pool, the bias.

@@ -1,6 +1,7 @@
-// What the 256-bit linears share, AVX2's and AVX-VNNI's: 8 lanes of int32 or fp32 (everything of linear_tile.h but the dot products) and
-// 16 lanes of fp32 as two registers. Included only by translation units with AVX2, FMA and F16C flags, each of which gets its own
-// copy (unnamed namespace).
+// What the 256-bit linears share, AVX2's and AVX-VNNI's: 8 lanes of int32 or fp32 (everything of
+// linear_tile.h but the dot products) and 16 lanes of fp32 as two registers. Included only by
+// translation units with AVX2, FMA and F16C flags, each of which gets its own copy (unnamed
+// namespace).
 #pragma once
 
 #include <immintrin.h>
@@ -17,15 +18,23 @@ struct Lanes256 {
   using Float = __m256;
   static constexpr int kLanes = 8;
 
-  static Int LoadInt(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
-  static void StoreInt(void* to, Int value) { _mm256_storeu_si256(static_cast<__m256i*>(to), value); }
+  static Int LoadInt(const void* from) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+  }
+  static void StoreInt(void* to, Int value) {
+    _mm256_storeu_si256(static_cast<__m256i*>(to), value);
+  }
   // One panel is a unit: its two vectors are the halves of a block.
-  static Int Load(const uint8_t* block, int64_t /*panel_bytes*/, int half) { return LoadInt(block + half * 32); }
+  static Int Load(const uint8_t* block, int64_t /*panel_bytes*/, int half) {
+    return LoadInt(block + half * 32);
+  }
   static void Prefetch(const uint8_t* block, int64_t /*panel_bytes*/) {
     _mm_prefetch(reinterpret_cast<const char*>(block), _MM_HINT_T0);
   }
   static Int Low(Int codes) { return _mm256_and_si256(codes, _mm256_set1_epi8(15)); }
-  static Int High(Int codes) { return _mm256_and_si256(_mm256_srli_epi16(codes, 4), _mm256_set1_epi8(15)); }
+  static Int High(Int codes) {
+    return _mm256_and_si256(_mm256_srli_epi16(codes, 4), _mm256_set1_epi8(15));
+  }
   static Int Broadcast(const int8_t* x) {
     int32_t four;
     __builtin_memcpy(&four, x, sizeof(four));
@@ -33,7 +42,8 @@ struct Lanes256 {
   }
   // The scales of 8 rows, one in each 32-bit lane.
   static Int Scale32(const uint8_t* scales, int half) {
-    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + half * kLanes)));
+    return _mm256_cvtepu8_epi32(
+        _mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + half * kLanes)));
   }
   static void Accumulate(int32_t* c, Int sum) { StoreInt(c, _mm256_add_epi32(LoadInt(c), sum)); }
   static void Flush8(int32_t* c, Int acc) { Accumulate(c, acc); }
@@ -49,14 +59,16 @@ struct Lanes256 {
   static Int AddInt(Int a, Int b) { return _mm256_add_epi32(a, b); }
   // acc + offset * sum of two groups.
   static Int AddPairs(Int acc, const int16_t* offsets, const int16_t* sums) {
-    return AddInt(acc, _mm256_madd_epi16(LoadInt(offsets), Broadcast(reinterpret_cast<const int8_t*>(sums))));
+    return AddInt(
+        acc, _mm256_madd_epi16(LoadInt(offsets), Broadcast(reinterpret_cast<const int8_t*>(sums))));
   }
 
   static void GroupSums(const int8_t* x, int64_t groups, int16_t* sums) {
     const Int ones = _mm256_set1_epi8(1);
     for (int64_t g = 0; g < groups; ++g, x += kWeightGroup) {
       Int sum = _mm256_maddubs_epi16(ones, LoadInt(x));
-      for (int i = 32; i < kWeightGroup; i += 32) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(ones, LoadInt(x + i)));
+      for (int i = 32; i < kWeightGroup; i += 32)
+        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(ones, LoadInt(x + i)));
       const Int four = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
       __m128i half = _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
       half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
@@ -77,7 +89,9 @@ struct Half256 {
     const auto* halves = reinterpret_cast<const __m128i*>(from);
     return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
   }
-  static Lanes LoadFloat(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+  static Lanes LoadFloat(const float* from) {
+    return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)};
+  }
   static Lanes MultiplyAdd(Lanes a, Lanes b, Lanes c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
   }

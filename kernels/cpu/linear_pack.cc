@@ -1,4 +1,5 @@
-// Canonical weights -> panels (linear_panel.h). At load; each thread packs the panels that it will multiply, so that memory lies near.
+// Canonical weights -> panels (linear_panel.h). At load; each thread packs the panels that it will
+// multiply, so that memory lies near.
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -21,18 +22,22 @@ void PadRow(const LinearWeight& w, int64_t row, std::vector<uint8_t>& padded) {
 
 void PackW4Row(const std::vector<uint8_t>& padded, uint8_t* to) {
   for (size_t k = 0; k < padded.size(); k += 8, to += kPanelRows * 4) {
-    for (size_t j = 0; j < 4; ++j) to[j] = static_cast<uint8_t>(padded[k + j] | padded[k + 4 + j] << 4);
+    for (size_t j = 0; j < 4; ++j)
+      to[j] = static_cast<uint8_t>(padded[k + j] | padded[k + 4 + j] << 4);
   }
 }
 
 void PackW8Row(const std::vector<uint8_t>& padded, uint8_t* to) {
-  for (size_t k = 0; k < padded.size(); k += 4, to += kPanelRows * 4) std::memcpy(to, padded.data() + k, 4);
+  for (size_t k = 0; k < padded.size(); k += 4, to += kPanelRows * 4)
+    std::memcpy(to, padded.data() + k, 4);
 }
 
 void PackGroups(const LinearWeight& w, int64_t row, PanelLinear& packed) {
   const int64_t groups = packed.groups();
-  uint8_t* scales = packed.scales.as<uint8_t>() + row / kPanelRows * groups * kPanelRows + row % kPanelRows;
-  int16_t* offsets = packed.offsets.as<int16_t>() + (row / kPanelRows * packed.group_pairs() * kPanelRows + row % kPanelRows) * 2;
+  uint8_t* scales =
+      packed.scales.as<uint8_t>() + row / kPanelRows * groups * kPanelRows + row % kPanelRows;
+  int16_t* offsets = packed.offsets.as<int16_t>() +
+                     (row / kPanelRows * packed.group_pairs() * kPanelRows + row % kPanelRows) * 2;
   for (int64_t g = 0; g < groups; ++g) {
     const auto from = static_cast<size_t>(row * groups + g);
     scales[g * kPanelRows] = w.group_scale[from];
@@ -46,7 +51,9 @@ void PackRows(const LinearWeight& w, PanelLinear& packed, int64_t panel) {
     const int64_t row = panel * kPanelRows + r;
     uint8_t* to = packed.codes.as<uint8_t>() + panel * packed.panel_bytes;
     if (w.format == WeightFormat::kHalfFixedOrder) {
-      if (row < w.n) std::memcpy(to + r * packed.kp * 2, w.floats.data() + row * w.k * 2, static_cast<size_t>(w.k * 2));
+      if (row < w.n)
+        std::memcpy(to + r * packed.kp * 2, w.floats.data() + row * w.k * 2,
+                    static_cast<size_t>(w.k * 2));
       continue;
     }
     PadRow(w, row, padded);
@@ -73,7 +80,8 @@ bool AllocateAll(PanelLinear& packed) {
   packed.scales = AlignedMemory::Allocate(scale_bytes);
   packed.offsets = AlignedMemory::Allocate(offset_bytes);
   packed.bytes = packed.panels * packed.panel_bytes + scale_bytes + offset_bytes;
-  return packed.codes.data() != nullptr && (!group || (packed.scales.data() != nullptr && packed.offsets.data() != nullptr));
+  return packed.codes.data() != nullptr &&
+         (!group || (packed.scales.data() != nullptr && packed.offsets.data() != nullptr));
 }
 
 }  // namespace
@@ -94,7 +102,8 @@ StatusOr<std::unique_ptr<PackedLinear>> PackPanels(ThreadPool& pool, const Linea
     packed->panel_bytes = kPanelRows * packed->kp / (w.format == WeightFormat::kW8 ? 1 : 2);
   }
   if (!AllocateAll(*packed)) {
-    return Status(StatusCode::kOutOfMemory, "cpu: no memory of " + std::to_string(packed->bytes) + " bytes for weights");
+    return Status(StatusCode::kOutOfMemory,
+                  "cpu: no memory of " + std::to_string(packed->bytes) + " bytes for weights");
   }
   packed->row_scale = PadToPanels(w.scale, packed->panels);
   packed->scaled_zero = PadToPanels(w.scaled_zero, packed->panels);

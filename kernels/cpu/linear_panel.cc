@@ -1,7 +1,9 @@
-// The driver of the fast linears: packs x, cuts the product into units of rows and blocks of tokens, calls the leaf functions.
+// The driver of the fast linears: packs x, cuts the product into units of rows and blocks of
+// tokens, calls the leaf functions.
 //
-// A unit's codes are streamed once for a whole block of tokens: 1024 columns of a panel (8 KiB) stay in the first-level cache while
-// the block's tiles pass over them, so that small batches cost one pass over the weights, and large ones are bound by arithmetic.
+// A unit's codes are streamed once for a whole block of tokens: 1024 columns of a panel (8 KiB)
+// stay in the first-level cache while the block's tiles pass over them, so that small batches cost
+// one pass over the weights, and large ones are bound by arithmetic.
 #include "kernels/cpu/linear_panel.h"
 
 #include <algorithm>
@@ -82,7 +84,8 @@ void MultiplyUnit(const Product& p, int64_t unit, int64_t m0, int64_t m1, int32_
   for (int64_t g = 0; g < w.groups(); g += kBlockGroups) {
     t.groups = std::min(kBlockGroups, w.groups() - g);
     t.codes = w.codes.as<uint8_t>() + panel * w.panel_bytes + g * group_bytes;
-    if (p.x_sums != nullptr) t.scales = w.scales.as<uint8_t>() + panel * t.scale_bytes + g * kPanelRows;
+    if (p.x_sums != nullptr)
+      t.scales = w.scales.as<uint8_t>() + panel * t.scale_bytes + g * kPanelRows;
     for (int64_t m = m0; m < m1; m += p.tile_tokens) {
       const int64_t count = std::min(p.tile_tokens, m1 - m);
       t.x = p.x + m * w.kp + g * kWeightGroup * count;
@@ -102,11 +105,14 @@ Status LinearInteger(OpContext& context, const LinearArgs& args, const PanelKern
   const int64_t rows = args.out.rows;
   const int64_t x_bytes = (rows * w.kp + 63) / 64 * 64;
   const int64_t sum_bytes = group ? rows * w.group_pairs() * 4 : 0;
-  auto* scratch = static_cast<int8_t*>(context.workspace.Shared(static_cast<size_t>(x_bytes + sum_bytes)));
+  auto* scratch =
+      static_cast<int8_t*>(context.workspace.Shared(static_cast<size_t>(x_bytes + sum_bytes)));
   const Product p = {.weight = w,
                      .args = args,
                      .kernels = kernels,
-                     .tiles = w8 ? kernels.w8 : group ? kernels.w4_group : kernels.w4_channel,
+                     .tiles = w8      ? kernels.w8
+                              : group ? kernels.w4_group
+                                      : kernels.w4_channel,
                      .tile_tokens = w8 ? kernels.tokens_w8 : kernels.tokens_w4,
                      .rows = rows,
                      .x = scratch,
@@ -114,9 +120,11 @@ Status LinearInteger(OpContext& context, const LinearArgs& args, const PanelKern
   context.pool.ParallelFor(rows, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t m = begin; m < end; ++m) PackToken(p, m);
   });
-  const int64_t units = (w.n + kernels.unit_panels * kPanelRows - 1) / (kernels.unit_panels * kPanelRows);
+  const int64_t units =
+      (w.n + kernels.unit_panels * kPanelRows - 1) / (kernels.unit_panels * kPanelRows);
   const int64_t blocks = (rows + kBlockTokens - 1) / kBlockTokens;
-  const size_t c_bytes = static_cast<size_t>(kBlockTokens * kernels.unit_panels * kPanelRows) * sizeof(int32_t);
+  const size_t c_bytes =
+      static_cast<size_t>(kBlockTokens * kernels.unit_panels * kPanelRows) * sizeof(int32_t);
   context.pool.ParallelFor(units * blocks, 1, [&](int64_t begin, int64_t end, int thread) {
     auto* c = static_cast<int32_t*>(context.workspace.PerThread(thread, c_bytes));
     for (int64_t item = begin; item < end; ++item) {
@@ -130,7 +138,8 @@ Status LinearInteger(OpContext& context, const LinearArgs& args, const PanelKern
 Status LinearHalf(OpContext& context, const LinearArgs& args, const PanelKernels& kernels) {
   const auto& w = static_cast<const PanelLinear&>(*args.weight);
   const int64_t rows = args.out.rows;
-  auto* x = static_cast<float*>(context.workspace.Shared(static_cast<size_t>(rows * w.kp) * sizeof(float)));
+  auto* x = static_cast<float*>(
+      context.workspace.Shared(static_cast<size_t>(rows * w.kp) * sizeof(float)));
   context.pool.ParallelFor(rows, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t m = begin; m < end; ++m) {
       std::copy_n(args.x.f32 + m * args.x.f32_stride, w.k, x + m * w.kp);
@@ -161,7 +170,8 @@ Status LinearHalf(OpContext& context, const LinearArgs& args, const PanelKernels
 Status LinearPanels(OpContext& context, const LinearArgs& args, const PanelKernels& kernels) {
   if (args.out.rows == 0) return {};
   if (args.weight->format == WeightFormat::kFloat) return LinearFloat(context, args);
-  if (args.weight->format == WeightFormat::kHalfFixedOrder) return LinearHalf(context, args, kernels);
+  if (args.weight->format == WeightFormat::kHalfFixedOrder)
+    return LinearHalf(context, args, kernels);
   return LinearInteger(context, args, kernels);
 }
 

@@ -1,13 +1,17 @@
-// The packed order shared by the fast linears, and the driver that cuts a product into leaf calls. The driver is compiled without
-// instruction-set flags; an instruction set provides a PanelKernels of leaf functions over plain pointers, so that nothing from
-// shared headers is compiled with its flags.
+// The packed order shared by the fast linears, and the driver that cuts a product into leaf calls.
+// The driver is compiled without instruction-set flags; an instruction set provides a PanelKernels
+// of leaf functions over plain pointers, so that nothing from shared headers is compiled with its
+// flags.
 //
-// Panels of 16 rows, their number even (the last may be zeros), columns padded to kp, a multiple of 128:
-//   kW4*:  [panel][kp / 8][16 rows][4 bytes]: byte j of block b has code 8 b + j in its low nibble, 8 b + 4 + j in its high one
-//   kW8:   [panel][kp / 4][16 rows][4 bytes]: byte j of block b is code 4 b + j
-//   kW4Group128 also: group scales [panel][groups][16] bytes, offsets [panel][groups / 2 rounded up][16 rows][2] int16
-//   kHalfFixedOrder: [panel][16 rows][k padded to 16] fp16, row after row
-// x is packed at each call into tiles of up to `tokens` rows: [tile][kp / 4][rows of the tile][4 bytes].
+// Panels of 16 rows, their number even (the last may be zeros), columns padded to kp, a multiple of
+// 128:
+//   kW4*:  [panel][kp / 8][16 rows][4 bytes]: byte j of block b has code 8 b + j in its low nibble,
+//   8 b + 4 + j in its high one kW8:   [panel][kp / 4][16 rows][4 bytes]: byte j of block b is code
+//   4 b + j kW4Group128 also: group scales [panel][groups][16] bytes, offsets [panel][groups / 2
+//   rounded up][16 rows][2] int16 kHalfFixedOrder: [panel][16 rows][k padded to 16] fp16, row after
+//   row
+// x is packed at each call into tiles of up to `tokens` rows: [tile][kp / 4][rows of the tile][4
+// bytes].
 #pragma once
 
 #include <cstdint>
@@ -22,8 +26,8 @@ namespace qserve::kernels::cpu {
 inline constexpr int64_t kPanelRows = 16;
 inline constexpr int kMaxTileTokens = 8;
 
-// Codes x activations of one unit of rows (one or two panels) and one tile of tokens, over whole groups of 128 columns:
-// c[token][unit rows] += the integer products.
+// Codes x activations of one unit of rows (one or two panels) and one tile of tokens, over whole
+// groups of 128 columns: c[token][unit rows] += the integer products.
 struct TileArgs {
   const uint8_t* codes = nullptr;   // of the first panel
   int64_t panel_bytes = 0;          // from there to the next panel's
@@ -39,11 +43,13 @@ using TileFunction = void (*)(const TileArgs& args);
 struct EpilogueArgs {
   int32_t* c = nullptr;  // [tokens][unit rows], changed
   int tokens = 0;
-  const int16_t* offsets = nullptr;  // kW4Group128: [group pairs][16][2] of the first panel, else null
-  int64_t offset_count = 0;          // from there to the next panel's
-  const int16_t* x_sums = nullptr;   // kW4Group128: [tokens][group pairs][2]
+  const int16_t* offsets =
+      nullptr;               // kW4Group128: [group pairs][16][2] of the first panel, else null
+  int64_t offset_count = 0;  // from there to the next panel's
+  const int16_t* x_sums = nullptr;  // kW4Group128: [tokens][group pairs][2]
   int64_t group_pairs = 0;
-  int32_t row_sum_factor = 0;          // added to c: this times the token's row sum (codes that were stored biased)
+  int32_t row_sum_factor =
+      0;  // added to c: this times the token's row sum (codes that were stored biased)
   const float* scale = nullptr;        // [unit rows]
   const float* scaled_zero = nullptr;  // [unit rows] or null
   const float* bias = nullptr;         // [unit rows] or null
@@ -75,7 +81,8 @@ struct PanelKernels {
   TileFunction w4_channel[kMaxTileTokens + 1] = {};
   TileFunction w4_group[kMaxTileTokens + 1] = {};
   TileFunction w8[kMaxTileTokens + 1] = {};
-  void (*group_sums)(const int8_t* x, int64_t groups, int16_t* sums) = nullptr;  // of each 128 columns
+  void (*group_sums)(const int8_t* x, int64_t groups,
+                     int16_t* sums) = nullptr;  // of each 128 columns
   void (*epilogue)(const EpilogueArgs& args) = nullptr;
   void (*half)(const HalfArgs& args) = nullptr;
 };
@@ -89,8 +96,8 @@ class PanelLinear final : public PackedLinear {
   int64_t panels = 0;  // even
   int64_t panel_bytes = 0;
   AlignedMemory codes;
-  AlignedMemory scales;   // group scales
-  AlignedMemory offsets;  // group offsets
+  AlignedMemory scales;          // group scales
+  AlignedMemory offsets;         // group offsets
   std::vector<float> row_scale;  // per row, padded to whole panels, as are the next two
   std::vector<float> scaled_zero;
   std::vector<float> bias;

@@ -1,5 +1,6 @@
-// The linear operation as plain loops over canonical weights: what every other implementation must equal to the bit (but for kFloat,
-// which is a library's elsewhere). Executor's thread and the pool's.
+// The linear operation as plain loops over canonical weights: what every other implementation must
+// equal to the bit (but for kFloat, which is a library's elsewhere). Executor's thread and the
+// pool's.
 #include <cmath>
 #include <vector>
 
@@ -13,8 +14,9 @@ class ReferenceLinear final : public PackedLinear {
   LinearWeight weight;
 };
 
-// Lane l of 16 adds the products of columns l, l + 16, ... by fused multiply-add; the columns up to the next multiple of 16 are zeros.
-// Lanes are then added in halves: l and l + 8, l + 4, l + 2, l + 1.
+// Lane l of 16 adds the products of columns l, l + 16, ... by fused multiply-add; the columns up to
+// the next multiple of 16 are zeros. Lanes are then added in halves: l and l + 8, l + 4, l + 2, l
+// + 1.
 float DotOf16Lanes(const float* w, const float* x, int64_t k) {
   float lanes[16] = {};
   for (int64_t base = 0; base < k; base += 16) {
@@ -58,8 +60,9 @@ void Rows(const LinearWeight& w, const LinearArgs& args, int64_t begin, int64_t 
   for (int64_t n = begin; n < end; ++n) {
     if (!TakesInt8(w.format)) DequantizeRow(w, n, values.data());
     for (int64_t m = 0; m < args.out.rows; ++m) {
-      float y = TakesInt8(w.format) ? IntegerOutput(w, n, args.x, m)
-                                    : DotOf16Lanes(values.data(), args.x.f32 + m * args.x.f32_stride, w.k);
+      float y = TakesInt8(w.format)
+                    ? IntegerOutput(w, n, args.x, m)
+                    : DotOf16Lanes(values.data(), args.x.f32 + m * args.x.f32_stride, w.k);
       if (!w.bias.empty()) y += w.bias[static_cast<size_t>(n)];
       args.out.row(m)[n] = y;
     }
@@ -68,7 +71,8 @@ void Rows(const LinearWeight& w, const LinearArgs& args, int64_t begin, int64_t 
 
 }  // namespace
 
-StatusOr<std::unique_ptr<PackedLinear>> PackLinear(ThreadPool& /*pool*/, const LinearWeight& weight) {
+StatusOr<std::unique_ptr<PackedLinear>> PackLinear(ThreadPool& /*pool*/,
+                                                   const LinearWeight& weight) {
   auto packed = std::make_unique<ReferenceLinear>();
   packed->format = weight.format;
   packed->n = weight.n;
@@ -81,7 +85,8 @@ StatusOr<std::unique_ptr<PackedLinear>> PackLinear(ThreadPool& /*pool*/, const L
 
 Status Linear(OpContext& context, const LinearArgs& args) {
   const LinearWeight& weight = static_cast<const ReferenceLinear&>(*args.weight).weight;
-  context.pool.ParallelFor(weight.n, 16, [&](int64_t begin, int64_t end, int) { Rows(weight, args, begin, end); });
+  context.pool.ParallelFor(
+      weight.n, 16, [&](int64_t begin, int64_t end, int) { Rows(weight, args, begin, end); });
   return {};
 }
 

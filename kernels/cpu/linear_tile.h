@@ -1,10 +1,12 @@
-// The leaf functions of the fast linears, written once over a vector type V and instantiated by each instruction set's translation
-// unit (V has internal linkage there, so the instantiations have too). A unit of rows is two vectors of V::kLanes rows; each 32-bit
-// lane holds four columns of one row, against which four columns of a token are broadcast.
+// The leaf functions of the fast linears, written once over a vector type V and instantiated by
+// each instruction set's translation unit (V has internal linkage there, so the instantiations have
+// too). A unit of rows is two vectors of V::kLanes rows; each 32-bit lane holds four columns of one
+// row, against which four columns of a token are broadcast.
 //
-// V provides: Int, Float, kLanes; kChunkBlocks, the blocks of 8 columns that Dot may add up before Flush; Load, Low, High (4-bit codes as
-// bytes), Broadcast, Dot, Scale, One, Flush (c += accumulated * scale); Prepare8 and Dot8, Flush8 for 8-bit codes; and the few
-// operations of the epilogue.
+// V provides: Int, Float, kLanes; kChunkBlocks, the blocks of 8 columns that Dot may add up before
+// Flush; Load, Low, High (4-bit codes as bytes), Broadcast, Dot, Scale, One, Flush (c +=
+// accumulated * scale); Prepare8 and Dot8, Flush8 for 8-bit codes; and the few operations of the
+// epilogue.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +16,8 @@
 namespace qserve::kernels::cpu {
 
 inline constexpr int kGroupBlocks = 16;  // blocks of 8 columns in a group of 128
-inline constexpr int kBlockBytes = 64;   // of a panel: 8 columns of 16 4-bit rows, or 4 columns of 16 8-bit rows
+// Of a panel: 8 columns of 16 4-bit rows, or 4 columns of 16 8-bit rows.
+inline constexpr int kBlockBytes = 64;
 
 // How far ahead of its use a panel is asked for: a single token's pass is bound by memory.
 inline constexpr int kPrefetchBytes = 2048;
@@ -25,7 +28,7 @@ void TileW4(const TileArgs& args) {
   const uint8_t* codes = args.codes;
   const int8_t* x = args.x;
   for (int64_t g = 0; g < args.groups; ++g) {
-    const uint8_t* scales = args.scales + g * kPanelRows;
+    const uint8_t* scales = kGroup ? args.scales + g * kPanelRows : nullptr;
     const typename V::Int scale0 = kGroup ? V::Scale(scales, args.scale_bytes, 0) : V::One();
     const typename V::Int scale1 = kGroup ? V::Scale(scales, args.scale_bytes, 1) : V::One();
     for (int chunk = 0; chunk < kGroupBlocks / V::kChunkBlocks; ++chunk) {
@@ -92,7 +95,8 @@ void TileW8(const TileArgs& args) {
   }
 }
 
-// scale_x * (scale * float(acc) [- scaled_zero * float(row_sum)]) [+ bias], each operation rounded, as backend.h says.
+// scale_x * (scale * float(acc) [- scaled_zero * float(row_sum)]) [+ bias], each operation rounded,
+// as backend.h says.
 template <class V>
 typename V::Float Output(const EpilogueArgs& e, typename V::Int acc, int token, int row) {
   typename V::Float y = V::Mul(V::LoadFloat(e.scale + row), V::ToFloat(acc));
@@ -104,6 +108,18 @@ typename V::Float Output(const EpilogueArgs& e, typename V::Int acc, int token, 
   return e.bias == nullptr ? y : V::Add(y, V::LoadFloat(e.bias + row));
 }
 
+// acc + the sum over groups of offset * (sum of the token's codes in the group), two groups at a
+// time.
+template <class V>
+typename V::Int AddOffsets(const EpilogueArgs& e, typename V::Int acc, int token, int row) {
+  const int16_t* offsets = e.offsets + row / kPanelRows * e.offset_count + row % kPanelRows * 2;
+  const int16_t* sums = e.x_sums + token * e.group_pairs * 2;
+  for (int64_t pair = 0; pair < e.group_pairs; ++pair) {
+    acc = V::AddPairs(acc, offsets + pair * kPanelRows * 2, sums + pair * 2);
+  }
+  return acc;
+}
+
 template <class V>
 void Epilogue(const EpilogueArgs& e) {
   constexpr int kUnitRows = 2 * V::kLanes;
@@ -113,11 +129,9 @@ void Epilogue(const EpilogueArgs& e) {
     float* out = whole ? e.out + t * e.out_stride : partial;
     for (int row = 0; row < kUnitRows; row += V::kLanes) {
       typename V::Int acc = V::LoadInt(e.c + t * kUnitRows + row);
-      const int16_t* offsets = e.offsets + row / kPanelRows * e.offset_count + row % kPanelRows * 2;
-      for (int64_t pair = 0; pair < e.group_pairs; ++pair) {
-        acc = V::AddPairs(acc, offsets + pair * kPanelRows * 2, e.x_sums + (t * e.group_pairs + pair) * 2);
-      }
-      if (e.row_sum_factor != 0) acc = V::AddInt(acc, V::BroadcastInt(e.row_sum_factor * e.row_sum[t]));
+      if (e.offsets != nullptr) acc = AddOffsets<V>(e, acc, t, row);
+      if (e.row_sum_factor != 0)
+        acc = V::AddInt(acc, V::BroadcastInt(e.row_sum_factor * e.row_sum[t]));
       V::StoreFloat(out + row, Output<V>(e, acc, t, row));
     }
     if (whole) continue;
@@ -125,7 +139,8 @@ void Epilogue(const EpilogueArgs& e) {
   }
 }
 
-// fp16 rows x fp32 tokens. H is 16 lanes of fp32: Zero, LoadHalf, LoadFloat, MultiplyAdd, and Sum in the fixed order.
+// fp16 rows x fp32 tokens. H is 16 lanes of fp32: Zero, LoadHalf, LoadFloat, MultiplyAdd, and Sum
+// in the fixed order.
 template <class H, int kRows, int kTokens>
 void HalfTile(const HalfArgs& a, int64_t row, int64_t token) {
   typename H::Lanes acc[kRows][kTokens];

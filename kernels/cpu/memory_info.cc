@@ -57,11 +57,15 @@ int64_t LeastOfGroups(bool left) {
   return least;
 }
 
-int64_t Smaller(int64_t machine, int64_t groups) { return machine == 0 && groups == kNoLimit ? 0 : std::min(machine, groups); }
+int64_t Smaller(int64_t machine, int64_t groups) {
+  return machine == 0 && groups == kNoLimit ? 0 : std::min(machine, groups);
+}
 
 }  // namespace
 
-int64_t AvailableMemoryBytes() { return Smaller(MemInfoBytes("MemAvailable:"), LeastOfGroups(true)); }
+int64_t AvailableMemoryBytes() {
+  return Smaller(MemInfoBytes("MemAvailable:"), LeastOfGroups(true));
+}
 
 int64_t TotalMemoryBytes() { return Smaller(MemInfoBytes("MemTotal:"), LeastOfGroups(false)); }
 
@@ -69,7 +73,8 @@ std::string CpuModelName() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
     const size_t colon = line.find(": ");
-    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) return line.substr(colon + 2);
+    if (line.rfind("model name", 0) == 0 && colon != std::string::npos)
+      return line.substr(colon + 2);
   }
   return "cpu";
 }

@@ -1,4 +1,5 @@
-// The tables of an architecture for which no fast kernels are written. CMake takes op_table_x86.cc in its place on x86-64.
+// The tables of an architecture for which no fast kernels are written. CMake takes op_table_x86.cc
+// in its place on x86-64.
 #include "kernels/cpu/float_ops.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/op_table.h"

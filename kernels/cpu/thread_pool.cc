@@ -1,5 +1,6 @@
-// The threads of one CPU backend: a generation counter starts them, a countdown ends a call. Both are spun on briefly, since a step
-// issues hundreds of short calls, and then slept on, since a server waits for requests most of its life.
+// The threads of one CPU backend: a generation counter starts them, a countdown ends a call. Both
+// are spun on briefly, since a step issues hundreds of short calls, and then slept on, since a
+// server waits for requests most of its life.
 #include "kernels/cpu/thread_pool.h"
 
 #include <algorithm>
@@ -46,7 +47,7 @@ struct ThreadPool::Shared {
     const int64_t extra = grains % threads;
     const int64_t first = thread * each + std::min<int64_t>(thread, extra);
     const int64_t last = first + each + (thread < extra ? 1 : 0);
-    if (first < last) (*body)(first * grain, std::min(count, last * grain), thread);
+    if (first < last) (*body)(first* grain, std::min(count, last * grain), thread);
   }
 
   void Work(int thread) {
@@ -62,7 +63,8 @@ struct ThreadPool::Shared {
 ThreadPool::ThreadPool(int threads) : shared_(std::make_unique<Shared>()) {
   QSERVE_CHECK(threads >= 1);
   shared_->threads = threads;
-  for (int t = 1; t < threads; ++t) shared_->workers.emplace_back([shared = shared_.get(), t] { shared->Work(t); });
+  for (int t = 1; t < threads; ++t)
+    shared_->workers.emplace_back([shared = shared_.get(), t] { shared->Work(t); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -74,8 +76,9 @@ ThreadPool::~ThreadPool() {
 
 int ThreadPool::size() const { return shared_->threads; }
 
-void ThreadPool::ParallelFor(int64_t count, int64_t grain,
-                             const std::function<void(int64_t begin, int64_t end, int thread)>& body) {
+void ThreadPool::ParallelFor(
+    int64_t count, int64_t grain,
+    const std::function<void(int64_t begin, int64_t end, int thread)>& body) {
   if (count <= 0) return;
   Shared& shared = *shared_;
   shared.body = &body;

@@ -1,5 +1,6 @@
-// Half-precision (fp16) and bfloat16 values in plain C++: conversions that agree to the bit with F16C and AVX512, on any architecture
-// and at compile time. Used by checkpoint reading, the quantizers and the reference kernels.
+// Half-precision (fp16) and bfloat16 values in plain C++: conversions that agree to the bit with
+// F16C and AVX512, on any architecture and at compile time. Used by checkpoint reading, the
+// quantizers and the reference kernels.
 #pragma once
 
 #include <bit>
@@ -16,7 +17,8 @@ constexpr float HalfToFloat(uint16_t half) {
     const uint32_t quiet = mantissa != 0 ? 0x400000u : 0u;
     return std::bit_cast<float>(sign | 0x7f800000u | quiet | (mantissa << 13));
   }
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
   if (mantissa == 0) return std::bit_cast<float>(sign);
   const int shift = std::countl_zero(mantissa) - 21;  // brings the leading one to bit 10
   mantissa = (mantissa << shift) & 0x3ffu;
@@ -28,14 +30,16 @@ constexpr uint16_t FloatToHalf(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
+  if (magnitude > 0x7f800000u)
+    return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and more
-  if (magnitude >= 0x38800000u) {                                            // normal: 2^-14 and more
+  if (magnitude >= 0x38800000u) {  // normal: 2^-14 and more
     const uint32_t odd = (magnitude >> 13) & 1u;
     return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
   }
-  if (magnitude < 0x33000000u) return static_cast<uint16_t>(sign);  // below half of the smallest subnormal
-  const uint32_t shift = 126 - (magnitude >> 23);                   // 14..24
+  if (magnitude < 0x33000000u)
+    return static_cast<uint16_t>(sign);            // below half of the smallest subnormal
+  const uint32_t shift = 126 - (magnitude >> 23);  // 14..24
   const uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;
   const uint32_t kept = mantissa >> shift;
   const uint32_t rest = mantissa & ((1u << shift) - 1);
@@ -46,7 +50,9 @@ constexpr uint16_t FloatToHalf(float value) {
 
 constexpr float RoundToHalf(float value) { return HalfToFloat(FloatToHalf(value)); }
 
-constexpr float Bf16ToFloat(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
+constexpr float Bf16ToFloat(uint16_t value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value) << 16);
+}
 
 // Rounds to nearest, ties to even; a NaN stays one.
 constexpr uint16_t FloatToBf16(float value) {

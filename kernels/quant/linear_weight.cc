@@ -1,4 +1,5 @@
-// Checks, concatenation and dequantization of canonical weights. Called while loading, by the quantizer and by tests, on any thread.
+// Checks, concatenation and dequantization of canonical weights. Called while loading, by the
+// quantizer and by tests, on any thread.
 #include "kernels/quant/linear_weight.h"
 
 #include <algorithm>
@@ -10,7 +11,8 @@
 namespace qserve::kernels {
 namespace {
 
-// |code * group_scale + offset| <= 128 and |x| <= 127: up to this many columns every sum stays in int32.
+// |code * group_scale + offset| <= 128 and |x| <= 127: up to this many columns every sum stays in
+// int32.
 constexpr int64_t kMaxColumns = 131072;
 constexpr int64_t kMaxRows = int64_t{1} << 26;
 
@@ -18,7 +20,8 @@ Status Fail(const std::string& what) { return InvalidArgument("linear weight: " 
 
 Status ExpectSize(const char* name, size_t have, int64_t want) {
   if (have == static_cast<size_t>(want)) return {};
-  return Fail(std::string(name) + " has " + std::to_string(have) + " elements, expected " + std::to_string(want));
+  return Fail(std::string(name) + " has " + std::to_string(have) + " elements, expected " +
+              std::to_string(want));
 }
 
 int64_t FloatBytes(FloatType type) { return type == FloatType::kF32 ? 4 : 2; }
@@ -55,7 +58,8 @@ Status CheckSizes(const LinearWeight& w) {
   if (w.n <= 0 || w.k <= 0 || w.n > kMaxRows || w.k > kMaxColumns) {
     return Fail("shape " + std::to_string(w.n) + " x " + std::to_string(w.k) + " is out of range");
   }
-  if (w.lead < 0 || w.lead >= kWeightGroup) return Fail("lead " + std::to_string(w.lead) + " is out of 0..127");
+  if (w.lead < 0 || w.lead >= kWeightGroup)
+    return Fail("lead " + std::to_string(w.lead) + " is out of 0..127");
   const Sizes sizes = ExpectedSizes(w);
   const struct {
     const char* name;
@@ -80,7 +84,8 @@ bool AllFinite(const std::vector<float>& values) {
   return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
 }
 
-// Largest and smallest stored code of each group must stay in int8 once scaled and shifted: in between is monotone.
+// Largest and smallest stored code of each group must stay in int8 once scaled and shifted: in
+// between is monotone.
 Status CheckGroups(const LinearWeight& w) {
   const int64_t groups = w.groups();
   for (int64_t row = 0; row < w.n; ++row) {
@@ -91,9 +96,11 @@ Status CheckGroups(const LinearWeight& w) {
       const auto [low, high] = std::minmax_element(codes + begin, codes + end);
       const int scale = w.group_scale[static_cast<size_t>(row * groups + g)];
       const int offset = w.group_offset[static_cast<size_t>(row * groups + g)];
-      if (scale < 1 || scale > 127) return Fail("group_scale out of 1..127 in row " + std::to_string(row));
+      if (scale < 1 || scale > 127)
+        return Fail("group_scale out of 1..127 in row " + std::to_string(row));
       if (*low * scale + offset < -128 || *high * scale + offset > 127) {
-        return Fail("a code leaves int8 in row " + std::to_string(row) + ", group " + std::to_string(g));
+        return Fail("a code leaves int8 in row " + std::to_string(row) + ", group " +
+                    std::to_string(g));
       }
     }
   }
@@ -102,7 +109,8 @@ Status CheckGroups(const LinearWeight& w) {
 
 Status CheckCodes(const LinearWeight& w) {
   if (w.format == WeightFormat::kW8) {
-    if (std::find(w.codes.begin(), w.codes.end(), uint8_t{0x80}) != w.codes.end()) return Fail("int8 code -128");
+    if (std::find(w.codes.begin(), w.codes.end(), uint8_t{0x80}) != w.codes.end())
+      return Fail("int8 code -128");
   } else if (w.format == WeightFormat::kW4PerChannel || w.format == WeightFormat::kW4Group128) {
     uint8_t all = 0;
     for (const uint8_t code : w.codes) all |= code;
@@ -151,10 +159,11 @@ StatusOr<LinearWeight> ConcatenateRows(const std::vector<const LinearWeight*>& p
   whole.float_type = first.float_type;
   whole.k = first.k;
   whole.lead = first.lead;
-  const bool biased = std::any_of(parts.begin(), parts.end(), [](const LinearWeight* p) { return !p->bias.empty(); });
+  const bool biased = std::any_of(parts.begin(), parts.end(),
+                                  [](const LinearWeight* p) { return !p->bias.empty(); });
   for (const LinearWeight* part : parts) {
-    if (part->format != first.format || part->float_type != first.float_type || part->k != first.k ||
-        part->lead != first.lead) {
+    if (part->format != first.format || part->float_type != first.float_type ||
+        part->k != first.k || part->lead != first.lead) {
       return Fail("parts to concatenate differ in format, columns or lead");
     }
     if (Status status = CheckSizes(*part); !status.ok()) return status;
@@ -211,7 +220,8 @@ void DequantizeRow(const LinearWeight& w, int64_t row, float* out) {
         break;
       case WeightFormat::kW4Group128: {
         const size_t g = at(row * w.groups() + (w.lead + c) / kWeightGroup);
-        out[c] = static_cast<float>(w.codes[at(i)] * w.group_scale[g] + w.group_offset[g]) * w.scale[at(row)];
+        out[c] = static_cast<float>(w.codes[at(i)] * w.group_scale[g] + w.group_offset[g]) *
+                 w.scale[at(row)];
         break;
       }
     }

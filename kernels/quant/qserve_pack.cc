@@ -19,12 +19,13 @@ Status Fail(const std::string& what) { return InvalidArgument("QServe weight: " 
 
 int64_t ScaleColumn(int64_t n) { return n / 32 * 32 + n % 8 * 4 + n % 32 / 8; }
 
-// Calls visit(byte in tile, row, column) for every run of four bytes of a tile: the low nibbles are codes (row, column..column + 3),
-// the high ones those of row + 16.
+// Calls visit(byte in tile, row, column) for every run of four bytes of a tile: the low nibbles are
+// codes (row, column..column + 3), the high ones those of row + 16.
 template <class Visit>
 void ForEachRun(Visit visit) {
   for (int lane = 0; lane < 32; ++lane) {
-    for (int word = 0; word < 4; ++word) visit(lane * 16 + word * 4, word % 2 * 8 + lane / 4, word / 2 * 16 + lane % 4 * 4);
+    for (int word = 0; word < 4; ++word)
+      visit(lane * 16 + word * 4, word % 2 * 8 + lane / 4, word / 2 * 16 + lane % 4 * 4);
   }
 }
 
@@ -55,18 +56,21 @@ Status ToHalves(const char* name, const std::vector<float>& values, std::vector<
   halves.reserve(values.size());
   for (const float value : values) {
     halves.push_back(FloatToHalf(value));
-    if (HalfToFloat(halves.back()) != value) return Fail(std::string(name) + " holds a value that is not fp16");
+    if (HalfToFloat(halves.back()) != value)
+      return Fail(std::string(name) + " holds a value that is not fp16");
   }
   return {};
 }
 
-Status FromHalves(const char* name, std::span<const uint8_t> raw, int64_t begin, int64_t end, std::vector<float>& values) {
+Status FromHalves(const char* name, std::span<const uint8_t> raw, int64_t begin, int64_t end,
+                  std::vector<float>& values) {
   values.resize(static_cast<size_t>(end - begin));
   for (int64_t i = begin; i < end; ++i) {
     uint16_t half;
     std::memcpy(&half, raw.data() + 2 * i, sizeof(half));
     const float value = HalfToFloat(half);
-    if (!std::isfinite(value)) return Fail(std::string(name) + " is not finite in row " + std::to_string(i));
+    if (!std::isfinite(value))
+      return Fail(std::string(name) + " is not finite in row " + std::to_string(i));
     values[static_cast<size_t>(i - begin)] = value;
   }
   return {};
@@ -75,8 +79,10 @@ Status FromHalves(const char* name, std::span<const uint8_t> raw, int64_t begin,
 Status CheckView(const QServeView& v) {
   const bool group = v.format == WeightFormat::kW4Group128;
   if (!group && v.format != WeightFormat::kW4PerChannel) return Fail("the format is not a QoQ one");
-  if (v.n <= 0 || v.k <= 0 || v.n > kMaxSize || v.k > kMaxSize || v.n % kTile != 0 || v.k % kTile != 0) {
-    return Fail("shape " + std::to_string(v.n) + " x " + std::to_string(v.k) + " is not made of 32 x 32 tiles");
+  if (v.n <= 0 || v.k <= 0 || v.n > kMaxSize || v.k > kMaxSize || v.n % kTile != 0 ||
+      v.k % kTile != 0) {
+    return Fail("shape " + std::to_string(v.n) + " x " + std::to_string(v.k) +
+                " is not made of 32 x 32 tiles");
   }
   if (group && v.k % kWeightGroup != 0) return Fail("columns are not made of groups of 128");
   const auto n = static_cast<size_t>(v.n);
@@ -85,24 +91,25 @@ Status CheckView(const QServeView& v) {
   if (v.qweight.size() != n * (k / 2)) return Fail("qweight has a wrong size");
   if (v.s1_scales.size() != 2 * n) return Fail("s1_scales has a wrong size");
   if (v.s1_szeros.size() != (group ? 0 : 2 * n)) return Fail("s1_szeros has a wrong size");
-  if (v.s2_scales.size() != groups || v.s2_zeros.size() != groups) return Fail("s2_scales or s2_zeros has a wrong size");
+  if (v.s2_scales.size() != groups || v.s2_zeros.size() != groups)
+    return Fail("s2_scales or s2_zeros has a wrong size");
   if (!v.bias.empty() && v.bias.size() != 2 * n) return Fail("bias has a wrong size");
   return {};
 }
 
 Status CheckSlice(const QServeView& v, const QServeSlice& s) {
-  const bool inside = s.row_begin >= 0 && s.row_begin < s.row_end && s.row_end <= v.n && s.column_begin >= 0 &&
-                      s.column_begin < s.column_end && s.column_end <= v.k;
+  const bool inside = s.row_begin >= 0 && s.row_begin < s.row_end && s.row_end <= v.n &&
+                      s.column_begin >= 0 && s.column_begin < s.column_end && s.column_end <= v.k;
   if (!inside || (s.row_begin | s.row_end | s.column_begin | s.column_end) % kTile != 0) {
-    return Fail("slice rows [" + std::to_string(s.row_begin) + ", " + std::to_string(s.row_end) + "), columns [" +
-                std::to_string(s.column_begin) + ", " + std::to_string(s.column_end) +
-                ") is not made of 32 x 32 tiles of the weight");
+    return Fail("slice rows [" + std::to_string(s.row_begin) + ", " + std::to_string(s.row_end) +
+                "), columns [" + std::to_string(s.column_begin) + ", " +
+                std::to_string(s.column_end) + ") is not made of 32 x 32 tiles of the weight");
   }
   return {};
 }
 
-// The byte on disk is the offset modulo 256. At most one offset keeps a given code in int8, so any code of the group tells which;
-// the others are then checked against it.
+// The byte on disk is the offset modulo 256. At most one offset keeps a given code in int8, so any
+// code of the group tells which; the others are then checked against it.
 Status RecoverGroups(const QServeView& v, const QServeSlice& s, LinearWeight& w) {
   const int64_t groups = w.groups();
   const int64_t first_group = s.column_begin / kWeightGroup;
@@ -113,13 +120,16 @@ Status RecoverGroups(const QServeView& v, const QServeSlice& s, LinearWeight& w)
       const auto at = static_cast<size_t>((first_group + g) * v.n + ScaleColumn(s.row_begin + row));
       const int scale = v.s2_scales[at];
       const uint8_t* codes = w.codes.data() + row * w.k;
-      const auto [low, high] = std::minmax_element(codes + std::max<int64_t>(0, g * kWeightGroup - w.lead),
-                                                   codes + std::min(w.k, (g + 1) * kWeightGroup - w.lead));
-      const int lowest = static_cast<int8_t>(*low * scale + v.s2_zeros[at]);  // modulo 256, as the byte add of a GPU does
+      const auto [low, high] =
+          std::minmax_element(codes + std::max<int64_t>(0, g * kWeightGroup - w.lead),
+                              codes + std::min(w.k, (g + 1) * kWeightGroup - w.lead));
+      const int lowest = static_cast<int8_t>(
+          *low * scale + v.s2_zeros[at]);  // modulo 256, as the byte add of a GPU does
       const int offset = lowest - *low * scale;
       if (scale < 1 || scale > 127 || *high * scale + offset > 127) {
-        return Fail("group " + std::to_string(first_group + g) + " of row " + std::to_string(s.row_begin + row) +
-                    " leaves int8 (s2_scales " + std::to_string(scale) + ", s2_zeros " + std::to_string(v.s2_zeros[at]) +
+        return Fail("group " + std::to_string(first_group + g) + " of row " +
+                    std::to_string(s.row_begin + row) + " leaves int8 (s2_scales " +
+                    std::to_string(scale) + ", s2_zeros " + std::to_string(v.s2_zeros[at]) +
                     "); s2_* in another order than QServe's look like this");
       }
       w.group_scale[static_cast<size_t>(row * groups + g)] = static_cast<uint8_t>(scale);
@@ -135,8 +145,15 @@ QServeView ViewOf(const QServeTensors& t) {
   const auto bytes = [](const std::vector<uint16_t>& v) {
     return std::span(reinterpret_cast<const uint8_t*>(v.data()), 2 * v.size());
   };
-  return {.format = t.format, .n = t.n, .k = t.k, .qweight = t.qweight, .s1_scales = bytes(t.s1_scales),
-          .s1_szeros = bytes(t.s1_szeros), .s2_scales = t.s2_scales, .s2_zeros = t.s2_zeros, .bias = bytes(t.bias)};
+  return {.format = t.format,
+          .n = t.n,
+          .k = t.k,
+          .qweight = t.qweight,
+          .s1_scales = bytes(t.s1_scales),
+          .s1_szeros = bytes(t.s1_szeros),
+          .s2_scales = t.s2_scales,
+          .s2_zeros = t.s2_zeros,
+          .bias = bytes(t.bias)};
 }
 
 StatusOr<QServeTensors> PackQServe(const LinearWeight& w) {
@@ -151,12 +168,14 @@ StatusOr<QServeTensors> PackQServe(const LinearWeight& w) {
   out.n = w.n;
   out.k = w.k;
   if (Status status = ToHalves("scale", w.scale, out.s1_scales); !status.ok()) return status;
-  if (Status status = ToHalves("scaled_zero", w.scaled_zero, out.s1_szeros); !status.ok()) return status;
+  if (Status status = ToHalves("scaled_zero", w.scaled_zero, out.s1_szeros); !status.ok())
+    return status;
   if (Status status = ToHalves("bias", w.bias, out.bias); !status.ok()) return status;
   out.qweight.resize(static_cast<size_t>(w.n * (w.k / 2)));
   for (int64_t n = 0; n < w.n; n += kTile) {
     for (int64_t k = 0; k < w.k; k += kTile) {
-      PackTile(w.codes.data() + n * w.k + k, w.k, out.qweight.data() + (n / kTile * (w.k / kTile) + k / kTile) * kTileBytes);
+      PackTile(w.codes.data() + n * w.k + k, w.k,
+               out.qweight.data() + (n / kTile * (w.k / kTile) + k / kTile) * kTileBytes);
     }
   }
   out.s2_scales.resize(w.group_scale.size());
@@ -169,7 +188,8 @@ StatusOr<QServeTensors> PackQServe(const LinearWeight& w) {
   return out;
 }
 
-StatusOr<LinearWeight> UnpackQServe(const QServeView& v, const QServeSlice& s, int64_t* bytes_touched) {
+StatusOr<LinearWeight> UnpackQServe(const QServeView& v, const QServeSlice& s,
+                                    int64_t* bytes_touched) {
   if (Status status = CheckView(v); !status.ok()) return status;
   if (Status status = CheckSlice(v, s); !status.ok()) return status;
   LinearWeight w;
@@ -177,14 +197,18 @@ StatusOr<LinearWeight> UnpackQServe(const QServeView& v, const QServeSlice& s, i
   w.n = s.row_end - s.row_begin;
   w.k = s.column_end - s.column_begin;
   w.lead = s.column_begin % kWeightGroup;
-  if (Status status = FromHalves("s1_scales", v.s1_scales, s.row_begin, s.row_end, w.scale); !status.ok()) return status;
+  if (Status status = FromHalves("s1_scales", v.s1_scales, s.row_begin, s.row_end, w.scale);
+      !status.ok())
+    return status;
   if (!v.s1_szeros.empty()) {
-    if (Status status = FromHalves("s1_szeros", v.s1_szeros, s.row_begin, s.row_end, w.scaled_zero); !status.ok()) {
+    if (Status status = FromHalves("s1_szeros", v.s1_szeros, s.row_begin, s.row_end, w.scaled_zero);
+        !status.ok()) {
       return status;
     }
   }
   if (!v.bias.empty() && s.column_begin == 0) {
-    if (Status status = FromHalves("bias", v.bias, s.row_begin, s.row_end, w.bias); !status.ok()) return status;
+    if (Status status = FromHalves("bias", v.bias, s.row_begin, s.row_end, w.bias); !status.ok())
+      return status;
   }
   w.codes.resize(static_cast<size_t>(w.n * w.k));
   for (int64_t n = 0; n < w.n; n += kTile) {

@@ -28,15 +28,17 @@ Extent ExtentOf(const float* values, int64_t count) {
   return extent;
 }
 
-// A weight of the given shape with the vectors of its format allocated, once every value is known to be finite.
+// A weight of the given shape with the vectors of its format allocated, once every value is known
+// to be finite.
 StatusOr<LinearWeight> Prepare(WeightFormat format, const float* weights, int64_t n, int64_t k) {
   if (n <= 0 || k <= 0 || n > (int64_t{1} << 26) || k > 131072) {
-    return InvalidArgument("round to nearest: shape " + std::to_string(n) + " x " + std::to_string(k) + " is out of range");
+    return InvalidArgument("round to nearest: shape " + std::to_string(n) + " x " +
+                           std::to_string(k) + " is out of range");
   }
   for (int64_t i = 0; i < n * k; ++i) {
     if (!std::isfinite(weights[i])) {
-      return InvalidArgument("round to nearest: weight (" + std::to_string(i / k) + ", " + std::to_string(i % k) +
-                             ") is not finite");
+      return InvalidArgument("round to nearest: weight (" + std::to_string(i / k) + ", " +
+                             std::to_string(i % k) + ") is not finite");
     }
   }
   LinearWeight w;
@@ -53,17 +55,20 @@ StatusOr<LinearWeight> Prepare(WeightFormat format, const float* weights, int64_
   return w;
 }
 
-// fp16, at least the smallest one above zero: nothing divides by zero, and an all-zero row has codes that mean 0 all the same.
+// fp16, at least the smallest one above zero: nothing divides by zero, and an all-zero row has
+// codes that mean 0 all the same.
 Status StoredScale(float exact, int64_t row, float& scale) {
   scale = std::max(RoundToHalf(exact), kSmallestHalf);
   if (std::isfinite(scale)) return {};
-  return InvalidArgument("round to nearest: the scale of row " + std::to_string(row) + " is beyond fp16");
+  return InvalidArgument("round to nearest: the scale of row " + std::to_string(row) +
+                         " is beyond fp16");
 }
 
 uint8_t Code(float value) { return static_cast<uint8_t>(std::clamp(value, 0.0f, 15.0f)); }
 
 // One group of level 2. `w8` holds `count` values of magnitude at most 119.
-void QuantizeGroup(const float* w8, int64_t count, uint8_t* codes, uint8_t& scale, int16_t& offset) {
+void QuantizeGroup(const float* w8, int64_t count, uint8_t* codes, uint8_t& scale,
+                   int16_t& offset) {
   const Extent extent = ExtentOf(w8, count);
   const float step = std::max(1.0f, std::nearbyint((extent.high - extent.low) / 15.0f));
   const float zero = std::clamp(std::nearbyint(-extent.low / step), 0.0f, 15.0f);
@@ -81,14 +86,18 @@ StatusOr<LinearWeight> RtnGroup128(const float* weights, int64_t n, int64_t k) {
   for (int64_t row = 0; row < n; ++row) {
     const float* from = weights + row * k;
     float& scale = w.scale[static_cast<size_t>(row)];
-    if (Status status = StoredScale(ExtentOf(from, k).magnitude() / kProtectedRange, row, scale); !status.ok()) return status;
+    if (Status status = StoredScale(ExtentOf(from, k).magnitude() / kProtectedRange, row, scale);
+        !status.ok())
+      return status;
     for (int64_t g = 0; g < w.groups(); ++g) {
       const int64_t begin = g * kWeightGroup;
       const int64_t count = std::min<int64_t>(kWeightGroup, k - begin);
       float w8[kWeightGroup];
-      for (int64_t i = 0; i < count; ++i) w8[i] = std::clamp(from[begin + i] / scale, -kProtectedRange, kProtectedRange);
+      for (int64_t i = 0; i < count; ++i)
+        w8[i] = std::clamp(from[begin + i] / scale, -kProtectedRange, kProtectedRange);
       const auto at = static_cast<size_t>(row * w.groups() + g);
-      QuantizeGroup(w8, count, w.codes.data() + row * k + begin, w.group_scale[at], w.group_offset[at]);
+      QuantizeGroup(w8, count, w.codes.data() + row * k + begin, w.group_scale[at],
+                    w.group_offset[at]);
     }
   }
   return prepared;
@@ -102,15 +111,18 @@ StatusOr<LinearWeight> RtnPerChannel(const float* weights, int64_t n, int64_t k)
     const float* from = weights + row * k;
     const Extent extent = ExtentOf(from, k);
     float& scale = w.scale[static_cast<size_t>(row)];
-    if (Status status = StoredScale((extent.high - extent.low) / 15.0f, row, scale); !status.ok()) return status;
+    if (Status status = StoredScale((extent.high - extent.low) / 15.0f, row, scale); !status.ok())
+      return status;
     const float zero = std::clamp(std::nearbyint(-extent.low / scale), 0.0f, 15.0f);
     const float scaled_zero = RoundToHalf(zero * scale);
     if (!std::isfinite(scaled_zero)) {
-      return InvalidArgument("round to nearest: the zero of row " + std::to_string(row) + " is beyond fp16");
+      return InvalidArgument("round to nearest: the zero of row " + std::to_string(row) +
+                             " is beyond fp16");
     }
     w.scaled_zero[static_cast<size_t>(row)] = scaled_zero;
     for (int64_t c = 0; c < k; ++c) {
-      w.codes[static_cast<size_t>(row * k + c)] = Code(std::nearbyint((from[c] + scaled_zero) / scale));
+      w.codes[static_cast<size_t>(row * k + c)] =
+          Code(std::nearbyint((from[c] + scaled_zero) / scale));
     }
   }
   return prepared;

@@ -29,20 +29,24 @@ class Random {
 
 size_t Count(int64_t n) { return static_cast<size_t>(n); }
 
-// A scale and an offset for each group, and codes that stay in int8 with them. Now and then a scale beyond our quantizer's 16.
+// A scale and an offset for each group, and codes that stay in int8 with them. Now and then a scale
+// beyond our quantizer's 16.
 void FillGroups(const LinearCase& c, Random& random, LinearWeight& w) {
   w.group_scale.resize(Count(w.n * w.groups()));
   w.group_offset.resize(Count(w.n * w.groups()));
   for (int64_t row = 0; row < w.n; ++row) {
     for (int64_t g = 0; g < w.groups(); ++g) {
-      const int scale = c.extreme ? 16 : random.Below(20) == 0 ? random.Between(17, 127) : random.Between(1, 16);
+      const int scale = c.extreme               ? 16
+                        : random.Below(20) == 0 ? random.Between(17, 127)
+                                                : random.Between(1, 16);
       const int zero = c.extreme ? 8 : random.Below(16);
       const auto at = Count(row * w.groups() + g);
       w.group_scale[at] = static_cast<uint8_t>(scale);
       w.group_offset[at] = static_cast<int16_t>(-zero * scale);
       const int low = std::max(0, zero - 128 / scale);
       const int high = std::min(15, zero + 127 / scale);
-      for (int64_t k = std::max<int64_t>(0, g * kWeightGroup - w.lead); k < std::min(w.k, (g + 1) * kWeightGroup - w.lead); ++k) {
+      for (int64_t k = std::max<int64_t>(0, g * kWeightGroup - w.lead);
+           k < std::min(w.k, (g + 1) * kWeightGroup - w.lead); ++k) {
         const int code = c.extreme ? (row % 2 == 0 ? high : low) : random.Between(low, high);
         w.codes[Count(row * w.k + k)] = static_cast<uint8_t>(code);
       }
@@ -59,7 +63,8 @@ void FillCodes(const LinearCase& c, Random& random, LinearWeight& w) {
   for (int64_t i = 0; i < w.n * w.k; ++i) {
     const bool even = i / w.k % 2 == 0;
     int code = c.extreme ? (even ? 15 : 0) : random.Below(16);
-    if (c.format == WeightFormat::kW8) code = c.extreme ? (even ? 127 : -127) : random.Between(-127, 127);
+    if (c.format == WeightFormat::kW8)
+      code = c.extreme ? (even ? 127 : -127) : random.Between(-127, 127);
     w.codes[Count(i)] = static_cast<uint8_t>(code);
   }
 }
@@ -69,7 +74,8 @@ void FillFloats(Random& random, LinearWeight& w) {
   w.floats.resize(Count(w.n * w.k) * size);
   for (int64_t i = 0; i < w.n * w.k; ++i) {
     const float value = random.Uniform();
-    const uint16_t narrow = w.float_type == FloatType::kF16 ? FloatToHalf(value) : FloatToBf16(value);
+    const uint16_t narrow =
+        w.float_type == FloatType::kF16 ? FloatToHalf(value) : FloatToBf16(value);
     uint8_t* to = w.floats.data() + Count(i) * size;
     if (size == 4) {
       std::memcpy(to, &value, 4);
@@ -80,14 +86,15 @@ void FillFloats(Random& random, LinearWeight& w) {
 }
 
 std::vector<LinearCase> BuildCases() {
-  constexpr WeightFormat kFormats[] = {WeightFormat::kW4Group128, WeightFormat::kW4PerChannel, WeightFormat::kW8,
-                                       WeightFormat::kHalfFixedOrder};
+  constexpr WeightFormat kFormats[] = {WeightFormat::kW4Group128, WeightFormat::kW4PerChannel,
+                                       WeightFormat::kW8, WeightFormat::kHalfFixedOrder};
   std::vector<LinearCase> cases;
   for (const WeightFormat format : kFormats) {
     for (const int64_t m : {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 64, 70, 97}) {
       cases.push_back({.format = format, .n = 72, .k = 256, .m = m, .bias = m % 2 == 0});
     }
-    for (const int64_t n : {1, 8, 16, 24, 31, 32, 33, 48, 96}) cases.push_back({.format = format, .n = n, .k = 160, .m = 5});
+    for (const int64_t n : {1, 8, 16, 24, 31, 32, 33, 48, 96})
+      cases.push_back({.format = format, .n = n, .k = 160, .m = 5});
     for (const int64_t k : {32, 96, 128, 384, 1152, 2208}) {
       cases.push_back({.format = format, .n = 40, .k = k, .m = 7, .bias = true});
     }
@@ -105,18 +112,24 @@ std::vector<LinearCase> BuildCases() {
 
 const char* FormatName(WeightFormat format) {
   switch (format) {
-    case WeightFormat::kFloat: return "float";
-    case WeightFormat::kHalfFixedOrder: return "half";
-    case WeightFormat::kW8: return "w8";
-    case WeightFormat::kW4PerChannel: return "w4_channel";
-    case WeightFormat::kW4Group128: return "w4_group";
+    case WeightFormat::kFloat:
+      return "float";
+    case WeightFormat::kHalfFixedOrder:
+      return "half";
+    case WeightFormat::kW8:
+      return "w8";
+    case WeightFormat::kW4PerChannel:
+      return "w4_channel";
+    case WeightFormat::kW4Group128:
+      return "w4_group";
   }
   return "?";
 }
 
 std::string LinearCase::Name() const {
-  return std::string(FormatName(format)) + " n=" + std::to_string(n) + " k=" + std::to_string(k) + " m=" + std::to_string(m) +
-         " lead=" + std::to_string(lead) + (bias ? " bias" : "") + (extreme ? " extreme" : "");
+  return std::string(FormatName(format)) + " n=" + std::to_string(n) + " k=" + std::to_string(k) +
+         " m=" + std::to_string(m) + " lead=" + std::to_string(lead) + (bias ? " bias" : "") +
+         (extreme ? " extreme" : "");
 }
 
 const std::vector<LinearCase>& LinearCases() {
@@ -134,9 +147,11 @@ LinearWeight MakeWeight(const LinearCase& c, uint64_t seed) {
   w.lead = c.lead;
   if (TakesInt8(c.format)) {
     FillCodes(c, random, w);
-    for (int64_t n = 0; n < c.n; ++n) w.scale.push_back(RoundToHalf(0.01f + 0.001f * random.Uniform()));
+    for (int64_t n = 0; n < c.n; ++n)
+      w.scale.push_back(RoundToHalf(0.01f + 0.001f * random.Uniform()));
     if (c.format == WeightFormat::kW4PerChannel) {
-      for (int64_t n = 0; n < c.n; ++n) w.scaled_zero.push_back(RoundToHalf(0.07f + 0.02f * random.Uniform()));
+      for (int64_t n = 0; n < c.n; ++n)
+        w.scaled_zero.push_back(RoundToHalf(0.07f + 0.02f * random.Uniform()));
     }
   } else {
     FillFloats(random, w);

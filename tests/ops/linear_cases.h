@@ -1,4 +1,5 @@
-// The linear operation's cases: weights and activations made from a seed. One table for the parity test and the benchmark.
+// The linear operation's cases: weights and activations made from a seed. One table for the parity
+// test and the benchmark.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@ struct LinearCase {
   int64_t m = 0;
   int64_t lead = 0;
   bool bias = false;
-  bool extreme = false;  // codes and activations at the ends of their ranges, where narrow sums would overflow
+  bool extreme =
+      false;  // codes and activations at the ends of their ranges, where narrow sums would overflow
   std::string Name() const;
 };
 
@@ -28,7 +30,8 @@ const std::vector<LinearCase>& LinearCases();
 // A valid weight of the case's shape.
 LinearWeight MakeWeight(const LinearCase& c, uint64_t seed);
 
-// Activations as a producer would leave them: int8 rows behind zeros, scales, row sums; or fp32 rows.
+// Activations as a producer would leave them: int8 rows behind zeros, scales, row sums; or fp32
+// rows.
 struct HostActivation {
   std::vector<float> f32;
   std::vector<int8_t> q;

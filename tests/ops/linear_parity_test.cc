@@ -1,5 +1,6 @@
-// Every implementation of the linear operation against the reference: equal to the bit, for any number of threads. Instruction sets
-// that the machine lacks are skipped by name; their algorithm runs all the same, with emulated instructions.
+// Every implementation of the linear operation against the reference: equal to the bit, for any
+// number of threads. Instruction sets that the machine lacks are skipped by name; their algorithm
+// runs all the same, with emulated instructions.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -37,7 +38,8 @@ std::vector<Implementation> Implementations() {
 // Rows of `out` lie one further apart than they are long: the gap must stay as it was.
 constexpr float kUntouched = -12345.0f;
 
-std::vector<float> Multiply(PackFunction pack, LinearFunction linear, const LinearCase& c, int threads) {
+std::vector<float> Multiply(PackFunction pack, LinearFunction linear, const LinearCase& c,
+                            int threads) {
   cpu::ThreadPool pool(threads);
   cpu::Workspace workspace(threads);
   cpu::OpContext context{pool, workspace};
@@ -46,12 +48,15 @@ std::vector<float> Multiply(PackFunction pack, LinearFunction linear, const Line
   StatusOr<std::unique_ptr<PackedLinear>> packed = pack(pool, MakeWeight(c, 5));
   EXPECT_TRUE(packed.ok());
   if (!packed.ok()) return out;
-  const Status status = linear(context, {.weight = packed->get(), .x = x.view, .out = {out.data(), c.m, c.n, c.n + 1}});
+  const Status status = linear(
+      context, {.weight = packed->get(), .x = x.view, .out = {out.data(), c.m, c.n, c.n + 1}});
   EXPECT_TRUE(status.ok()) << status.message();
   return out;
 }
 
-std::vector<float> Oracle(const LinearCase& c) { return Multiply(cpu::reference::PackLinear, cpu::reference::Linear, c, 1); }
+std::vector<float> Oracle(const LinearCase& c) {
+  return Multiply(cpu::reference::PackLinear, cpu::reference::Linear, c, 1);
+}
 
 class LinearParity : public ::testing::TestWithParam<Implementation> {
  protected:
@@ -66,7 +71,8 @@ TEST_P(LinearParity, EqualsTheReferenceToTheBit) {
     for (const int threads : {1, 2, 3}) {
       const std::vector<float> got = Multiply(GetParam().pack, GetParam().linear, c, threads);
       ASSERT_EQ(got.size(), expected.size());
-      ASSERT_TRUE(got.empty() || std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0)
+      ASSERT_TRUE(got.empty() ||
+                  std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0)
           << GetParam().name << ": " << c.Name() << " threads=" << threads;
     }
   }
@@ -79,7 +85,8 @@ TEST_P(LinearParity, RowsDoNotDependOnTheirNeighbours) {
     const std::vector<float> together = Multiply(GetParam().pack, GetParam().linear, c, 2);
     for (c.m = 1; c.m < 29; c.m += 5) {
       const std::vector<float> fewer = Multiply(GetParam().pack, GetParam().linear, c, 1);
-      EXPECT_EQ(std::memcmp(fewer.data(), together.data(), fewer.size() * sizeof(float)), 0) << c.Name();
+      EXPECT_EQ(std::memcmp(fewer.data(), together.data(), fewer.size() * sizeof(float)), 0)
+          << c.Name();
     }
   }
 }
@@ -89,7 +96,8 @@ TEST_P(LinearParity, FullPrecisionIsCloseToTheReference) {
     const LinearCase c{.format = WeightFormat::kFloat, .n = 130, .k = 257, .m = m, .bias = m == 5};
     const std::vector<float> expected = Oracle(c);
     const std::vector<float> got = Multiply(GetParam().pack, GetParam().linear, c, 3);
-    for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], 1e-4) << c.Name() << " at " << i;
+    for (size_t i = 0; i < got.size(); ++i)
+      ASSERT_NEAR(got[i], expected[i], 1e-4) << c.Name() << " at " << i;
   }
 }
 
@@ -111,14 +119,18 @@ TEST(LinearReference, IsTheProductOfDequantizedWeights) {
         double sum = 0;
         double magnitude = 1;
         for (int64_t k = 0; k < c.k; ++k) {
-          const double value = TakesInt8(c.format) ? static_cast<double>(x.view.q[m * x.view.q_stride + c.lead + k]) *
-                                                         static_cast<double>(x.scale[static_cast<size_t>(m)])
-                                                   : static_cast<double>(x.view.f32[m * x.view.f32_stride + k]);
+          const double value =
+              TakesInt8(c.format)
+                  ? static_cast<double>(x.view.q[m * x.view.q_stride + c.lead + k]) *
+                        static_cast<double>(x.scale[static_cast<size_t>(m)])
+                  : static_cast<double>(x.view.f32[m * x.view.f32_stride + k]);
           sum += value * static_cast<double>(row[static_cast<size_t>(k)]);
           magnitude += std::abs(value * static_cast<double>(row[static_cast<size_t>(k)]));
         }
         if (c.bias) sum += static_cast<double>(w.bias[static_cast<size_t>(n)]);
-        ASSERT_NEAR(static_cast<double>(got[static_cast<size_t>(m * (c.n + 1) + n)]), sum, 1e-6 * magnitude) << c.Name();
+        ASSERT_NEAR(static_cast<double>(got[static_cast<size_t>(m * (c.n + 1) + n)]), sum,
+                    1e-6 * magnitude)
+            << c.Name();
       }
     }
   }

@@ -22,7 +22,8 @@ TEST(CpuBackend, MemoryIsZeroedAlignedAndHoldsWhatIsCopied) {
     StatusOr<Buffer> buffer = backend->Allocate(bytes, "test");
     ASSERT_TRUE(buffer.ok());
     EXPECT_EQ(buffer->bytes(), bytes);
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer->data()) % (bytes >= (2 << 20) ? 2 << 20 : 64), 0u);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer->data()) % (bytes >= (2 << 20) ? 2 << 20 : 64),
+              0u);
     std::vector<char> host(static_cast<size_t>(bytes), 'x');
     backend->CopyToHost(host.data(), buffer->data(), bytes);
     EXPECT_EQ(host, std::vector<char>(static_cast<size_t>(bytes), 0));
@@ -39,7 +40,8 @@ TEST(CpuBackend, SaysHowMuchCouldNotBeAllocated) {
   const StatusOr<Buffer> buffer = backend->Allocate(int64_t{1} << 60, "everything");
   ASSERT_FALSE(buffer.ok());
   EXPECT_EQ(buffer.status().code(), StatusCode::kOutOfMemory);
-  EXPECT_NE(buffer.status().message().find("1152921504606846976 bytes for everything"), std::string::npos);
+  EXPECT_NE(buffer.status().message().find("1152921504606846976 bytes for everything"),
+            std::string::npos);
   EXPECT_GT(backend->AvailableMemory(), 0);
   EXPECT_GE(backend->info().memory_bytes, backend->AvailableMemory());
 }
@@ -56,7 +58,11 @@ TEST(CpuBackend, TheFirstFailureStopsTheStepAndIsReturnedOnce) {
   std::vector<float> out(32, -1.0f);
   const auto linear = [&] {
     backend->Linear({.weight = packed->get(),
-                     .x = {.rows = 1, .cols = 32, .q = q.data(), .q_stride = 128, .scale = const_cast<float*>(&scale),
+                     .x = {.rows = 1,
+                           .cols = 32,
+                           .q = q.data(),
+                           .q_stride = 128,
+                           .scale = const_cast<float*>(&scale),
                            .row_sum = const_cast<int32_t*>(&sum)},
                      .out = {out.data(), 1, 32, 32}});
   };
@@ -94,7 +100,8 @@ TEST(DeviceFactory, EveryListedIsaRunsAndReferenceIsTheLast) {
 
 TEST(DeviceFactory, AutoTakesTheBestOrWhatTheEnvironmentNames) {
   ::unsetenv("QSERVE_CPU_ISA");
-  EXPECT_EQ((*CreateBackend({.device = "cpu", .threads = 1}))->info().isa, SupportedCpuIsas().front());
+  EXPECT_EQ((*CreateBackend({.device = "cpu", .threads = 1}))->info().isa,
+            SupportedCpuIsas().front());
   ::setenv("QSERVE_CPU_ISA", "reference", 1);
   EXPECT_EQ((*CreateBackend({.device = "cpu", .threads = 1}))->info().isa, "reference");
   ::setenv("QSERVE_CPU_ISA", "sse9", 1);
@@ -102,8 +109,10 @@ TEST(DeviceFactory, AutoTakesTheBestOrWhatTheEnvironmentNames) {
   ::unsetenv("QSERVE_CPU_ISA");
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.status().code(), StatusCode::kUnsupported);
-  EXPECT_NE(refused.status().message().find("QSERVE_CPU_ISA sse9"), std::string::npos) << refused.status().message();
-  EXPECT_NE(refused.status().message().find("reference"), std::string::npos) << refused.status().message();
+  EXPECT_NE(refused.status().message().find("QSERVE_CPU_ISA sse9"), std::string::npos)
+      << refused.status().message();
+  EXPECT_NE(refused.status().message().find("reference"), std::string::npos)
+      << refused.status().message();
 }
 
 TEST(DeviceFactory, RefusesUnknownDevicesIsasAndThreadCounts) {

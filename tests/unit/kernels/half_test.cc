@@ -9,14 +9,17 @@
 namespace qserve::kernels {
 namespace {
 
-static_assert(HalfToFloat(0x3c00) == 1.0f && FloatToHalf(-2.0f) == 0xc000, "usable at compile time");
+static_assert(HalfToFloat(0x3c00) == 1.0f && FloatToHalf(-2.0f) == 0xc000,
+              "usable at compile time");
 
 TEST(Half, EveryValueReadsAsItsDefinition) {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
     const int exponent = static_cast<int>(bits >> 10 & 31);
     const double mantissa = bits & 1023;
-    double expected = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
-    if (exponent == 31) expected = mantissa == 0 ? std::numeric_limits<double>::infinity() : std::nan("");
+    double expected =
+        exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+    if (exponent == 31)
+      expected = mantissa == 0 ? std::numeric_limits<double>::infinity() : std::nan("");
     if (bits & 0x8000) expected = -expected;
     const float got = HalfToFloat(static_cast<uint16_t>(bits));
     if (std::isnan(expected)) {
@@ -36,7 +39,8 @@ TEST(Half, EveryValueSurvivesARoundTrip) {
   }
 }
 
-// Between two neighbours: the nearer one, the even one from the middle, and one unit in the last place of fp32 decides.
+// Between two neighbours: the nearer one, the even one from the middle, and one unit in the last
+// place of fp32 decides.
 TEST(Half, RoundsToNearestEven) {
   for (uint32_t bits = 0; bits < 0x7bff; ++bits) {
     const float low = HalfToFloat(static_cast<uint16_t>(bits));
@@ -67,7 +71,8 @@ TEST(Bf16, RoundsToNearestEven) {
     const uint32_t even = bits % 2 == 0 ? bits : bits + 1;
     ASSERT_EQ(FloatToBf16(middle), even);
     ASSERT_EQ(FloatToBf16(std::nextafterf(middle, 0)), bits);
-    ASSERT_EQ(FloatToBf16(std::nextafterf(middle, std::numeric_limits<float>::infinity())), bits + 1);
+    ASSERT_EQ(FloatToBf16(std::nextafterf(middle, std::numeric_limits<float>::infinity())),
+              bits + 1);
   }
   EXPECT_TRUE(std::isnan(Bf16ToFloat(FloatToBf16(std::bit_cast<float>(0x7f800001u)))));
 }

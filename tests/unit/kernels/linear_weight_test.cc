@@ -16,12 +16,15 @@ std::vector<float> Values(int64_t n, int64_t k, uint32_t seed) {
   uint32_t state = seed;
   for (size_t i = 0; i < values.size(); ++i) {
     state = state * 1664525u + 1013904223u;
-    values[i] = (static_cast<float>(state >> 8) * 0x1p-23f - 1.0f) * (i % static_cast<size_t>(k) < 40 ? 1.0f : 0.3f);
+    values[i] = (static_cast<float>(state >> 8) * 0x1p-23f - 1.0f) *
+                (i % static_cast<size_t>(k) < 40 ? 1.0f : 0.3f);
   }
   return values;
 }
 
-LinearWeight Group(int64_t n, int64_t k, uint32_t seed) { return *RtnGroup128(Values(n, k, seed).data(), n, k); }
+LinearWeight Group(int64_t n, int64_t k, uint32_t seed) {
+  return *RtnGroup128(Values(n, k, seed).data(), n, k);
+}
 
 std::vector<float> Row(const LinearWeight& w, int64_t row) {
   std::vector<float> values(static_cast<size_t>(w.k));
@@ -42,13 +45,16 @@ TEST(LinearWeight, ValidateAcceptsWhatQuantizersMakeAndRefusesDamage) {
   EXPECT_TRUE(refused([](LinearWeight& w) { w.n = -4; }));
   EXPECT_TRUE(refused([](LinearWeight& w) { w.k = int64_t{1} << 62; }));
   EXPECT_TRUE(refused([](LinearWeight& w) { w.lead = 128; }));
-  EXPECT_TRUE(refused([](LinearWeight& w) { w.lead = 90; }));  // a fourth group, for which nothing is there
+  EXPECT_TRUE(
+      refused([](LinearWeight& w) { w.lead = 90; }));  // a fourth group, for which nothing is there
   EXPECT_TRUE(refused([](LinearWeight& w) { w.group_scale[0] = 0; }));
   EXPECT_TRUE(refused([](LinearWeight& w) { w.group_scale[0] = 128; }));
   EXPECT_TRUE(refused([](LinearWeight& w) { w.group_offset[2] = 128; }));
-  EXPECT_TRUE(refused([](LinearWeight& w) { w.scale[1] = std::numeric_limits<float>::infinity(); }));
+  EXPECT_TRUE(
+      refused([](LinearWeight& w) { w.scale[1] = std::numeric_limits<float>::infinity(); }));
   EXPECT_TRUE(refused([](LinearWeight& w) { w.bias.assign(3, 0.0f); }));
-  EXPECT_TRUE(refused([](LinearWeight& w) { w.bias.assign(4, std::numeric_limits<float>::quiet_NaN()); }));
+  EXPECT_TRUE(
+      refused([](LinearWeight& w) { w.bias.assign(4, std::numeric_limits<float>::quiet_NaN()); }));
   EXPECT_TRUE(refused([](LinearWeight& w) { w.floats.push_back(0); }));
 
   LinearWeight w8 = *RtnInt8PerRow(Values(2, 8, 3).data(), 2, 8);
@@ -86,7 +92,8 @@ TEST(LinearWeight, RefusesToConcatenateWhatDoesNotFit) {
 
 TEST(LinearWeight, ColumnSlicesAreTheWholeCutUp) {
   for (const bool grouped : {true, false}) {
-    LinearWeight whole = grouped ? Group(5, 320, 9) : *RtnPerChannel(Values(5, 320, 9).data(), 5, 320);
+    LinearWeight whole =
+        grouped ? Group(5, 320, 9) : *RtnPerChannel(Values(5, 320, 9).data(), 5, 320);
     whole.bias.assign(5, 1.5f);
     for (int64_t begin = 0; begin < 320; begin += 32) {
       for (int64_t end = begin + 32; end <= 320; end += 32) {

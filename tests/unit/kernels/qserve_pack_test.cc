@@ -20,7 +20,8 @@ std::map<std::string, Bytes> Goldens() {
   std::map<std::string, Bytes> goldens;
   for (std::string name, hex; file >> name >> hex;) {
     Bytes bytes;
-    for (size_t i = 0; i + 1 < hex.size(); i += 2) bytes.push_back(static_cast<uint8_t>(std::stoi(hex.substr(i, 2), nullptr, 16)));
+    for (size_t i = 0; i + 1 < hex.size(); i += 2)
+      bytes.push_back(static_cast<uint8_t>(std::stoi(hex.substr(i, 2), nullptr, 16)));
     goldens[name] = bytes;
   }
   return goldens;
@@ -29,13 +30,15 @@ std::map<std::string, Bytes> Goldens() {
 std::vector<float> Values(int64_t n, int64_t k) {
   std::vector<float> values(static_cast<size_t>(n * k));
   uint32_t state = 12345;
-  for (float& value : values) value = static_cast<float>((state = state * 1664525u + 1013904223u) >> 8) * 0x1p-23f - 0.9f;
+  for (float& value : values)
+    value = static_cast<float>((state = state * 1664525u + 1013904223u) >> 8) * 0x1p-23f - 0.9f;
   return values;
 }
 
 LinearWeight Quantized(WeightFormat format, int64_t n, int64_t k) {
   const std::vector<float> values = Values(n, k);
-  LinearWeight w = format == WeightFormat::kW4Group128 ? *RtnGroup128(values.data(), n, k) : *RtnPerChannel(values.data(), n, k);
+  LinearWeight w = format == WeightFormat::kW4Group128 ? *RtnGroup128(values.data(), n, k)
+                                                       : *RtnPerChannel(values.data(), n, k);
   for (int64_t i = 0; i < n; ++i) w.bias.push_back(static_cast<float>(i) * 0.5f);
   return w;
 }
@@ -77,7 +80,8 @@ TEST(QServePack, EqualsTheOrderOfQServesConverters) {
   ExpectEqual(*back, w);
 }
 
-// One code at a time through the closed formula: each has its own nibble, and together they fill every nibble.
+// One code at a time through the closed formula: each has its own nibble, and together they fill
+// every nibble.
 TEST(QServePack, EveryCodeIsStoredOnceWhereTheFormulaSays) {
   LinearWeight w = Quantized(WeightFormat::kW4PerChannel, 32, 64);
   std::vector<int> filled(32 * 64, 0);
@@ -108,7 +112,8 @@ TEST(QServePack, SurvivesARoundTrip) {
   }
 }
 
-// Every slice of whole tiles, straddling groups included, equals the same cut of the whole; only its bytes are touched.
+// Every slice of whole tiles, straddling groups included, equals the same cut of the whole; only
+// its bytes are touched.
 TEST(QServePack, SlicesEqualTheWholeCutUp) {
   for (const WeightFormat format : {WeightFormat::kW4Group128, WeightFormat::kW4PerChannel}) {
     const LinearWeight whole = Quantized(format, 64, 256);
@@ -116,7 +121,8 @@ TEST(QServePack, SlicesEqualTheWholeCutUp) {
     for (int64_t k0 = 0; k0 < 256; k0 += 32) {
       for (int64_t k1 = k0 + 32; k1 <= 256; k1 += 32) {
         int64_t touched = 0;
-        const StatusOr<LinearWeight> slice = UnpackQServe(ViewOf(packed), {32, 64, k0, k1}, &touched);
+        const StatusOr<LinearWeight> slice =
+            UnpackQServe(ViewOf(packed), {32, 64, k0, k1}, &touched);
         ASSERT_TRUE(slice.ok()) << slice.status().message();
         ASSERT_TRUE(Validate(*slice).ok()) << Validate(*slice).message();
         const LinearWeight cut = SliceColumns(whole, k0, k1);
@@ -136,7 +142,8 @@ TEST(QServePack, SlicesEqualTheWholeCutUp) {
   }
 }
 
-// Any offset that keeps the stored codes in int8 comes back, not only multiples of the scale (PostScale zeros), nor only negative ones.
+// Any offset that keeps the stored codes in int8 comes back, not only multiples of the scale
+// (PostScale zeros), nor only negative ones.
 TEST(QServePack, RecoversEveryLegalOffset) {
   for (const int scale : {1, 2, 7, 16, 17, 127}) {
     for (int offset = -254; offset <= 127; ++offset) {
@@ -185,12 +192,13 @@ TEST(QServePack, RefusesWhatCannotBe) {
   EXPECT_TRUE(refused([](QServeTensors& t) { t.s1_scales[2] = 0x7c00; }));
   EXPECT_TRUE(refused([](QServeTensors& t) { t.s1_szeros.resize(32); }));
   EXPECT_TRUE(refused([](QServeTensors& t) { t.n = int64_t{1} << 60; }));
-  EXPECT_TRUE(refused([](QServeTensors& t) {  // codes 0 and 15 sixteen apart: 240 wide, at the wrong place
-    t.s2_scales.assign(t.s2_scales.size(), 16);
-    t.s2_zeros.assign(t.s2_zeros.size(), 64);
-    for (uint8_t& byte : t.qweight) byte = 0xf0;
-    t.qweight[0] = 0x0f;
-  }));
+  EXPECT_TRUE(
+      refused([](QServeTensors& t) {  // codes 0 and 15 sixteen apart: 240 wide, at the wrong place
+        t.s2_scales.assign(t.s2_scales.size(), 16);
+        t.s2_zeros.assign(t.s2_zeros.size(), 64);
+        for (uint8_t& byte : t.qweight) byte = 0xf0;
+        t.qweight[0] = 0x0f;
+      }));
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Round-to-nearest: the bound of 119, the error of half a step, and the rows for which a formula could divide by zero.
+// Round-to-nearest: the bound of 119, the error of half a step, and the rows for which a formula
+// could divide by zero.
 #include "kernels/quant/rtn.h"
 
 #include <gtest/gtest.h>
@@ -20,7 +21,8 @@ std::vector<float> Row(const LinearWeight& w, int64_t row) {
   return values;
 }
 
-// Every pair of integer group ends within the protected range, in a row whose scale is exactly 1: no code leaves int8.
+// Every pair of integer group ends within the protected range, in a row whose scale is exactly 1:
+// no code leaves int8.
 TEST(RtnGroup128, NoGroupWithinTheProtectedRangeLeavesInt8) {
   std::vector<float> row(2 * kWeightGroup);
   int largest_scale = 0;
@@ -34,14 +36,16 @@ TEST(RtnGroup128, NoGroupWithinTheProtectedRangeLeavesInt8) {
       const StatusOr<LinearWeight> w = RtnGroup128(row.data(), 1, 2 * kWeightGroup);
       ASSERT_TRUE(w.ok());
       ASSERT_EQ(w->scale[0], 1.0f);
-      ASSERT_TRUE(Validate(*w).ok()) << Validate(*w).message() << " low " << low << " high " << high;
+      ASSERT_TRUE(Validate(*w).ok())
+          << Validate(*w).message() << " low " << low << " high " << high;
       largest_scale = std::max<int>(largest_scale, w->group_scale[1]);
     }
   }
   EXPECT_EQ(largest_scale, 16);
 }
 
-// Random rows of any size: the error is at most half a step of the group, plus what the zero's own rounding may clip.
+// Random rows of any size: the error is at most half a step of the group, plus what the zero's own
+// rounding may clip.
 TEST(RtnGroup128, IsWithinAStep) {
   uint32_t state = 99;
   for (const float magnitude : {1e-3f, 0.05f, 3.0f, 1000.0f}) {
@@ -56,8 +60,10 @@ TEST(RtnGroup128, IsWithinAStep) {
     for (int64_t row = 0; row < 4; ++row) {
       const std::vector<float> got = Row(*w, row);
       for (int64_t k = 0; k < 300; ++k) {
-        const float step = w->scale[static_cast<size_t>(row)] * w->group_scale[static_cast<size_t>(row * 3 + k / 128)];
-        ASSERT_NEAR(got[static_cast<size_t>(k)], values[static_cast<size_t>(row * 300 + k)], 1.01f * step);
+        const float step = w->scale[static_cast<size_t>(row)] *
+                           w->group_scale[static_cast<size_t>(row * 3 + k / 128)];
+        ASSERT_NEAR(got[static_cast<size_t>(k)], values[static_cast<size_t>(row * 300 + k)],
+                    1.01f * step);
       }
     }
   }
@@ -65,15 +71,18 @@ TEST(RtnGroup128, IsWithinAStep) {
 
 TEST(RtnPerChannel, IsWithinAStepAndKeepsFp16Values) {
   std::vector<float> values(2 * 64);
-  for (size_t i = 0; i < values.size(); ++i) values[i] = 0.3f * std::sin(static_cast<float>(i)) + 0.1f;
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = 0.3f * std::sin(static_cast<float>(i)) + 0.1f;
   const StatusOr<LinearWeight> w = RtnPerChannel(values.data(), 2, 64);
   ASSERT_TRUE(w.ok());
   for (int64_t row = 0; row < 2; ++row) {
     const float step = w->scale[static_cast<size_t>(row)];
     EXPECT_EQ(step, RoundToHalf(step));
-    EXPECT_EQ(w->scaled_zero[static_cast<size_t>(row)], RoundToHalf(w->scaled_zero[static_cast<size_t>(row)]));
+    EXPECT_EQ(w->scaled_zero[static_cast<size_t>(row)],
+              RoundToHalf(w->scaled_zero[static_cast<size_t>(row)]));
     const std::vector<float> got = Row(*w, row);
-    for (size_t k = 0; k < 64; ++k) ASSERT_NEAR(got[k], values[static_cast<size_t>(row) * 64 + k], 1.01f * step);
+    for (size_t k = 0; k < 64; ++k)
+      ASSERT_NEAR(got[k], values[static_cast<size_t>(row) * 64 + k], 1.01f * step);
   }
 }
 
@@ -85,7 +94,8 @@ TEST(RtnInt8PerRow, IsWithinHalfAStep) {
   for (int64_t row = 0; row < 3; ++row) {
     const std::vector<float> got = Row(*w, row);
     for (size_t k = 0; k < 50; ++k) {
-      ASSERT_NEAR(got[k], values[static_cast<size_t>(row) * 50 + k], 0.5001f * w->scale[static_cast<size_t>(row)]);
+      ASSERT_NEAR(got[k], values[static_cast<size_t>(row) * 50 + k],
+                  0.5001f * w->scale[static_cast<size_t>(row)]);
     }
   }
 }
@@ -103,15 +113,17 @@ TEST(Rtn, ZeroConstantAndTinyRowsComeBack) {
       const StatusOr<LinearWeight> w = quantize(values.data(), 2, 160);
       ASSERT_TRUE(w.ok()) << name << " " << value;
       ASSERT_TRUE(Validate(*w).ok()) << name << " " << value << ": " << Validate(*w).message();
-      for (const float got : Row(*w, 1)) ASSERT_NEAR(got, value, 0.04f * std::abs(value) + 1e-7f) << name << " " << value;
+      for (const float got : Row(*w, 1))
+        ASSERT_NEAR(got, value, 0.04f * std::abs(value) + 1e-7f) << name << " " << value;
     }
   }
 }
 
 TEST(Rtn, RefusesWhatIsNotFiniteOrTooLarge) {
   for (const auto& [name, quantize] : All()) {
-    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
-                            -std::numeric_limits<float>::infinity()}) {
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+          -std::numeric_limits<float>::infinity()}) {
       std::vector<float> values(4 * 32, 0.5f);
       values[70] = bad;
       const StatusOr<LinearWeight> w = quantize(values.data(), 4, 32);

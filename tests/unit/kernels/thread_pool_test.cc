@@ -20,8 +20,9 @@ struct Range {
 
 std::vector<Range> RangesOf(ThreadPool& pool, int64_t count, int64_t grain) {
   std::vector<Range> ranges(static_cast<size_t>(pool.size()), Range{-1, -1, -1});
-  pool.ParallelFor(count, grain,
-                   [&](int64_t begin, int64_t end, int thread) { ranges[static_cast<size_t>(thread)] = {begin, end, thread}; });
+  pool.ParallelFor(count, grain, [&](int64_t begin, int64_t end, int thread) {
+    ranges[static_cast<size_t>(thread)] = {begin, end, thread};
+  });
   return ranges;
 }
 
@@ -60,9 +61,11 @@ TEST(ThreadPool, WritesOfOneCallAreSeenByTheNextAndByTheCaller) {
       for (int64_t i = begin; i < end; ++i) values[static_cast<size_t>(i)] = round * 1000 + i;
     });
     pool.ParallelFor(1000, 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) mirrored[static_cast<size_t>(i)] = values[static_cast<size_t>(999 - i)];
+      for (int64_t i = begin; i < end; ++i)
+        mirrored[static_cast<size_t>(i)] = values[static_cast<size_t>(999 - i)];
     });
-    for (int64_t i = 0; i < 1000; ++i) ASSERT_EQ(mirrored[static_cast<size_t>(i)], round * 1000 + 999 - i);
+    for (int64_t i = 0; i < 1000; ++i)
+      ASSERT_EQ(mirrored[static_cast<size_t>(i)], round * 1000 + 999 - i);
   }
 }
 
