@@ -81,9 +81,11 @@ fn install_quiet_hook() {
 }
 
 fn panic_failure(payload: Box<dyn Any + Send>) -> Failure {
-    // Dropping a payload may panic in turn; what is leaked here is one small string.
-    std::mem::forget(payload);
     let text = LAST_PANIC.with(|last| last.take());
+    // Dropping a payload may panic in turn; what that one carries is given up.
+    if let Err(second) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(second);
+    }
     Failure::new(Code::Internal, format!("the text library failed: {text}"))
 }
 
