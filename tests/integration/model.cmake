@@ -2,3 +2,9 @@
 qserve_test(model_golden_test
   SOURCES model_golden_test.cc
   DEPS fakes_random_model worker_exec LABELS integration)
+qserve_test(model_schedule_test
+  SOURCES model_schedule_test.cc
+  DEPS fakes_random_model worker_exec LABELS integration)
+qserve_test(model_parallel_test
+  SOURCES model_parallel_test.cc
+  DEPS fakes_random_model worker_exec LABELS integration)

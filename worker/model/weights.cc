@@ -75,8 +75,7 @@ class Loader {
         config_(checkpoint.config()),
         shard_(shard),
         backend_(backend),
-        options_(options),
-        head_name_(config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight") {}
+        options_(options) {}
 
   absl::StatusOr<ModelWeights> Load() {
     weights_.layers.resize(static_cast<size_t>(config_.layers));
@@ -137,6 +136,7 @@ class Loader {
       backend_.CopyToDevice(weights_.embedding.as<uint8_t>() + chunk * kVocabChunkRows * row_bytes,
                             part.data.data(), part.rows * row_bytes);
       Progress(part.rows * row_bytes);
+      if (config_.tie_word_embeddings) tied_head_.push_back(std::move(part));
       return absl::OkStatus();
     };
     return ReadAhead<FloatMatrix>((rows + kVocabChunkRows - 1) / kVocabChunkRows, options_.reader_threads, read, copy);
@@ -214,19 +214,20 @@ class Loader {
         [&](int64_t index) { return ReadLayerLinear(index); }, place);
   }
 
-  // Rows [begin, begin + rows) of this rank's head in the format it is served in; rows beyond the vocabulary are zero.
-  absl::StatusOr<LinearWeight> ReadHeadChunk(int64_t begin, int64_t rows, WeightFormat format) const {
+  // This rank's rows of the head in a chunk, as stored; none where the vocabulary has ended.
+  absl::StatusOr<FloatMatrix> HeadRows(int64_t chunk) const {
     const int64_t cols = config_.hidden_size;
-    FloatMatrix matrix{.type = config_.float_type, .rows = 0, .cols = cols, .data = {}};
-    const Range ids = {std::min(shard_.vocab.end, shard_.vocab.begin + begin),
-                       std::min(shard_.vocab.end, shard_.vocab.begin + begin + rows)};
-    if (ids.size() > 0) {
-      ASSIGN_OR_RETURN(matrix, checkpoint_.ReadRows(head_name_, ids, cols));
-    } else {
-      // A rank without a single id still takes the type that the others see in the tensor.
-      ASSIGN_OR_RETURN(matrix, checkpoint_.ReadRows(head_name_, {0, 1}, cols));
-      matrix.data.clear();
-    }
+    const int64_t begin = shard_.vocab.begin + chunk * kVocabChunkRows;
+    const Range ids = {std::min(shard_.vocab.end, begin), std::min(shard_.vocab.end, begin + kVocabChunkRows)};
+    if (ids.size() == 0) return FloatMatrix{.type = config_.float_type, .rows = 0, .cols = cols, .data = {}};
+    if (config_.tie_word_embeddings) return tied_head_[static_cast<size_t>(chunk)];
+    return checkpoint_.ReadRows("lm_head.weight", ids, cols);
+  }
+
+  // `rows` rows of this rank's head in the format it is served in; rows beyond the vocabulary are zero.
+  absl::StatusOr<LinearWeight> ReadHeadChunk(int64_t chunk, int64_t rows, WeightFormat format) const {
+    const int64_t cols = config_.hidden_size;
+    ASSIGN_OR_RETURN(FloatMatrix matrix, HeadRows(chunk));
     matrix.rows = rows;
     matrix.data.resize(static_cast<size_t>(rows * cols * FloatBytes(matrix.type)), 0);
     if (format == WeightFormat::kHalfFixedOrder) RETURN_IF_ERROR(RoundToHalf(matrix));
@@ -249,8 +250,7 @@ class Loader {
     const WeightFormat format = LmHeadFormat(config_, options_);
     std::vector<LinearWeight> chunks;
     const auto read = [&](int64_t chunk) {
-      const int64_t begin = chunk * kVocabChunkRows;
-      return ReadHeadChunk(begin, std::min(kVocabChunkRows, shard_.vocab_rows - begin), format);
+      return ReadHeadChunk(chunk, std::min(kVocabChunkRows, shard_.vocab_rows - chunk * kVocabChunkRows), format);
     };
     const auto keep = [&](int64_t, LinearWeight chunk) {
       chunks.push_back(std::move(chunk));
@@ -258,6 +258,7 @@ class Loader {
     };
     RETURN_IF_ERROR(ReadAhead<LinearWeight>((shard_.vocab_rows + kVocabChunkRows - 1) / kVocabChunkRows,
                                             options_.reader_threads, read, keep));
+    tied_head_.clear();
     std::vector<const LinearWeight*> pointers;
     for (const LinearWeight& chunk : chunks) pointers.push_back(&chunk);
     ASSIGN_OR_RETURN(const LinearWeight whole, ToAbsl(kernels::ConcatenateRows(pointers)));
@@ -288,7 +289,7 @@ class Loader {
   const Shard& shard_;
   kernels::Backend& backend_;
   const WeightOptions& options_;
-  const std::string head_name_;
+  std::vector<FloatMatrix> tied_head_;  // the embedding's chunks, kept for a head that is the same tensor: read once
   ModelWeights weights_;
   int64_t done_ = 0;
 };
