@@ -3,9 +3,9 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -74,7 +74,7 @@ absl::StatusOr<RankProcess> RankProcess::Spawn(const RankIdentity& identity,
   process.rank_ = identity.rank;
   process.pid_ = pid;
   process.control_fd_ = std::move(mine);
-  process.pidfd_ = UniqueFd(pidfd_open(pid, 0));
+  process.pidfd_ = UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
   if (!process.pidfd_.valid()) {
     const absl::Status status = ErrnoStatus("pidfd_open", errno);
     process.Signal(SIGKILL);

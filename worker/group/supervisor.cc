@@ -29,6 +29,7 @@ constexpr Duration kTick = std::chrono::milliseconds(100);
 // A turn of the loop counts as at most this much silence of others: when this process itself was stopped or starved, the signs of
 // life it missed were not missing.
 constexpr Duration kMaxTurn = std::chrono::milliseconds(500);
+constexpr Duration kJudgeDelay = std::chrono::milliseconds(200);
 constexpr Duration kReapTimeout = std::chrono::seconds(10);
 constexpr Duration kWarnEvery = std::chrono::seconds(60);
 
@@ -244,12 +245,17 @@ class Supervisor {
     }
   }
 
-  // Ends seen in one turn are judged together: the one killed by a signal is the cause, the others followed it.
+  // Ends that come together are judged together, and the one killed by a signal is the cause: the others only noticed it, perhaps
+  // before its corpse was seen, perhaps on another node.
   void JudgeEnds(TimePoint now) {
     const RankProcess* failed = nullptr;
     for (const size_t index : ended_) {
       const RankProcess& rank = ranks_[index];
       if (!rank.ended_well() && (failed == nullptr || rank.signal() != 0)) failed = &rank;
+    }
+    if (failed != nullptr && failed->signal() == 0 && !lost_) {
+      if (judge_at_ == kNever) judge_at_ = now + kJudgeDelay;
+      if (now < judge_at_) return;
     }
     ended_.clear();
     if (lost_) return;
@@ -427,7 +433,8 @@ class Supervisor {
   std::unique_ptr<RendezvousServer> server_;  // node 0, if there is anybody to meet
   std::unique_ptr<NodeLink> link_;            // other nodes
   std::vector<bool> node_done_;
-  std::vector<size_t> ended_;  // this turn
+  std::vector<size_t> ended_;  // not judged yet
+  TimePoint judge_at_ = kNever;
   bool start_ranks_ = false;
   bool stopping_ = false;
   bool told_done_ = false;

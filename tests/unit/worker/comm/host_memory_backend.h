@@ -2,11 +2,9 @@
 // what passes through the copies, and keeps the first failure.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
+#include <utility>
 
 #include "kernels/backend.h"
 
