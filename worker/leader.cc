@@ -16,6 +16,8 @@ namespace qserve::worker {
 namespace {
 
 constexpr auto kPoll = std::chrono::milliseconds(20);
+// After the group is lost, for what is in flight to fail.
+constexpr auto kLossGrace = std::chrono::seconds(1);
 
 std::string KvName(const std::vector<kernels::KvFormat>& formats) {
   const bool mixed =
@@ -98,25 +100,36 @@ void LogDefaults(const serve::ServedModel& model) {
       d.repetition_penalty.value_or(1));
 }
 
-// Waits for the wish to stop or the engine's end, then lets open requests finish within the time
-// they have.
-void ServeUntilStopped(const Flags& flags, const Clock& clock, serve::Server& server,
-                       const std::atomic<bool>& engine_ended, std::future<void>& stop) {
-  while (!engine_ended && stop.wait_for(kPoll) != std::future_status::ready) {
+// Waits for the wish to stop, the engine's end or the group's; after the first lets open requests
+// finish within the time they have.
+absl::Status ServeUntilStopped(const Flags& flags, const Clock& clock, serve::Server& server,
+                               const std::atomic<bool>& engine_ended, std::future<void>& stop,
+                               const std::function<absl::Status()>& group_status) {
+  while (!engine_ended && group_status().ok() &&
+         stop.wait_for(kPoll) != std::future_status::ready) {
   }
-  if (engine_ended) return;
+  if (const absl::Status lost = group_status(); !lost.ok()) {
+    // The step in flight fails by itself and takes its requests along; an idle engine notices
+    // nothing.
+    const TimePoint deadline = clock.Now() + kLossGrace;
+    while (!engine_ended && !server.Idle() && clock.Now() < deadline)
+      std::this_thread::sleep_for(kPoll);
+    return lost;
+  }
+  if (engine_ended) return absl::OkStatus();
   LOG_INFO("draining");
   server.StartDraining();
   const TimePoint deadline = clock.Now() + DrainTimeout(flags);
   while (!engine_ended && !server.Idle() && clock.Now() < deadline)
     std::this_thread::sleep_for(kPoll);
+  return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::Status RunLeader(const Flags& flags, const exec::Rank& rank, exec::StepExecutor& executor,
                        comm::HostGroup& group, Metrics& metrics, const Clock& clock,
-                       std::future<void> stop, const std::function<void(int port)>& on_ready) {
+                       std::future<void> stop, const std::function<absl::Status()>& group_status) {
   ASSIGN_OR_RETURN(const serve::ServedModel model, Describe(flags, rank));
   LogDefaults(model);
   engine::Engine engine(EngineOptionsOf(flags), executor, group, clock);
@@ -126,18 +139,20 @@ absl::Status RunLeader(const Flags& flags, const exec::Rank& rank, exec::StepExe
     engine_status = engine.Run();
     engine_ended = true;
   });
+  absl::Status status;
   auto server = serve::Server::Start(flags.listen, model, engine, clock, metrics);
   if (server.ok()) {
-    on_ready((*server)->port());
-    ServeUntilStopped(flags, clock, **server, engine_ended, stop);
+    LOG_INFO("serving '{}' on {} (port {}), numerics {}", model.name, flags.listen,
+             (*server)->port(), model.numerics_id);
+    status = ServeUntilStopped(flags, clock, **server, engine_ended, stop, group_status);
+  } else {
+    status = server.status();
   }
   engine.Stop();
   engine_thread.join();
-  if (server.ok()) {
-    // What was cut short must still be told so.
-    (*server)->Shutdown(std::chrono::seconds(2));
-  }
-  RETURN_IF_ERROR(server.status());
+  // What was cut short is still told so.
+  if (server.ok()) (*server)->Shutdown(std::chrono::seconds(1));
+  RETURN_IF_ERROR(status);
   return engine_status;
 }
 

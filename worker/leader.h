@@ -19,6 +19,6 @@ namespace qserve::worker {
 // Followers are told to leave on a clean end. `on_ready(port)` runs once, when requests are taken.
 absl::Status RunLeader(const Flags& flags, const exec::Rank& rank, exec::StepExecutor& executor,
                        comm::HostGroup& group, Metrics& metrics, const Clock& clock,
-                       std::future<void> stop, const std::function<void(int port)>& on_ready);
+                       std::future<void> stop, const std::function<absl::Status()>& group_status);
 
 }  // namespace qserve::worker

@@ -1,0 +1,172 @@
+#include "worker/rank_process.h"
+
+#include <fmt/format.h>
+
+#include <future>
+#include <mutex>
+
+#include "common/log.h"
+#include "common/metrics/metrics.h"
+#include "common/shutdown.h"
+#include "common/status_macros.h"
+#include "worker/comm/local_host_group.h"
+#include "worker/comm/tcp_host_group.h"
+#include "worker/exec/follower.h"
+#include "worker/exec/model_executor.h"
+#include "worker/exec/rank.h"
+#include "worker/group/heartbeat.h"
+#include "worker/group/rendezvous_client.h"
+#include "worker/leader.h"
+#include "worker/progress_executor.h"
+
+namespace qserve::worker {
+namespace {
+
+constexpr auto kRendezvousTimeout = std::chrono::seconds(120);
+// What must be unblocked when the group is lost; members come as they are made. Thread-safe.
+class GroupLoss {
+ public:
+  void Watch(comm::HostGroup* group) {
+    const std::lock_guard lock(mutex_);
+    group_ = group;
+    AbortIfLost();
+  }
+  void Watch(comm::Communicator* communicator) {
+    const std::lock_guard lock(mutex_);
+    communicator_ = communicator;
+    AbortIfLost();
+  }
+  // Whatever was watched is about to go.
+  void Forget() {
+    const std::lock_guard lock(mutex_);
+    group_ = nullptr;
+    communicator_ = nullptr;
+  }
+  void OnLoss(const std::string& reason) {
+    LOG_ERROR("the group is lost: {}", reason);
+    const std::lock_guard lock(mutex_);
+    lost_ = true;
+    reason_ = reason;
+    AbortIfLost();
+  }
+  absl::Status status() const {
+    const std::lock_guard lock(mutex_);
+    return lost_ ? absl::UnavailableError(fmt::format("the group is lost: {}", reason_))
+                 : absl::OkStatus();
+  }
+
+ private:
+  void AbortIfLost() {
+    if (!lost_) return;
+    if (communicator_ != nullptr) communicator_->Abort();
+    if (group_ != nullptr) group_->Abort();
+  }
+
+  mutable std::mutex mutex_;
+  bool lost_ = false;
+  std::string reason_;
+  comm::HostGroup* group_ = nullptr;
+  comm::Communicator* communicator_ = nullptr;
+};
+
+// The rank's ends of the group's connections.
+struct Connections {
+  std::unique_ptr<group::RendezvousClient> store;  // none in a group of one
+  std::unique_ptr<comm::HostGroup> host_group;
+};
+
+absl::StatusOr<Connections> Connect(const group::RankIdentity& identity) {
+  Connections connections;
+  if (identity.size == 1) {
+    connections.host_group = std::make_unique<comm::LocalHostGroup>();
+    return connections;
+  }
+  const TimePoint deadline = SteadyClock().Now() + kRendezvousTimeout;
+  ASSIGN_OR_RETURN(connections.store, group::RendezvousClient::Create(
+                                          identity.rendezvous, identity.ToHello(), deadline));
+  const comm::TcpHostGroupOptions options = {.rank = identity.rank,
+                                             .size = identity.size,
+                                             .bind_host = identity.bind_host,
+                                             .generation = identity.generation,
+                                             .group_secret = identity.group_secret,
+                                             .config_hash = identity.config_hash};
+  ASSIGN_OR_RETURN(connections.host_group,
+                   comm::CreateTcpHostGroup(options, connections.store.get()));
+  return connections;
+}
+
+// Says which part of the weights is in, about every tenth.
+std::function<void(int64_t, int64_t)> LogLoading() {
+  return [last = int64_t{0}](int64_t done, int64_t total) mutable {
+    const int64_t tenth = total == 0 ? 0 : done * 10 / total;
+    if (tenth == last) return;
+    last = tenth;
+    LOG_DEBUG("weights: {} %", tenth * 10);
+  };
+}
+
+void ReportStart(const exec::Rank& rank, Metrics& metrics) {
+  auto& family = prometheus::BuildGauge()
+                     .Name("qserve_startup_seconds")
+                     .Help("Seconds that each phase of the start took")
+                     .Register(metrics.registry());
+  double total = 0;
+  for (const exec::StartupPhase& phase : rank.startup_phases()) {
+    LOG_INFO("start: {} {:.2f} s", phase.name, phase.seconds);
+    family.Add({{"phase", phase.name}}).Set(phase.seconds);
+    total += phase.seconds;
+  }
+  const exec::ModelDescription& model = rank.description();
+  metrics.AddGauge("qserve_weight_bytes", "Weights of this rank on its device")
+      .Set(static_cast<double>(model.weight_bytes));
+  LOG_INFO("{} ({}), weights {:.1f} MiB, KV cache {} blocks of 64 tokens, loaded in {:.2f} s",
+           model.device.name, model.device.isa, static_cast<double>(model.weight_bytes) / (1 << 20),
+           rank.limits().blocks, total);
+}
+
+}  // namespace
+
+absl::Status RunRank(const Flags& flags, const group::RankIdentity& identity) {
+  std::promise<void> stop;
+  // Rank 0 drains at the first signal; the supervisor, which gets every signal too, decides about
+  // all else.
+  const bool leads = identity.rank == 0;
+  const ShutdownSignal signals([&stop, leads](int count) {
+    if (leads && count == 1) stop.set_value();
+  });
+  GroupLoss loss;
+  ASSIGN_OR_RETURN(const auto heartbeat,
+                   group::Heartbeat::Start(
+                       identity, [&loss](const std::string& reason) { loss.OnLoss(reason); }));
+  Metrics metrics;
+  if (const std::string address = MetricsAddress(flags, identity.rank); !address.empty()) {
+    RETURN_IF_ERROR(metrics.Serve(address));
+  }
+  ASSIGN_OR_RETURN(Connections connections, Connect(identity));
+  comm::HostGroup& host_group = *connections.host_group;
+  loss.Watch(&host_group);
+  ASSIGN_OR_RETURN(exec::ExecutorOptions options, ExecutorOptionsOf(flags, identity.rank));
+  const comm::GlooOptions gloo = {
+      .rank = identity.rank, .size = identity.size, .bind_host = identity.bind_host};
+  auto rank = exec::Rank::Create(
+      options, host_group, exec::DefaultCommunicator(gloo, connections.store.get()), LogLoading());
+  if (!rank.ok()) {
+    loss.Forget();
+    return rank.status();
+  }
+  loss.Watch(&(*rank)->communicator());
+  ReportStart(**rank, metrics);
+  absl::Status status;
+  {
+    exec::ModelExecutor model_executor(**rank, [&host_group] { host_group.Abort(); });
+    ProgressExecutor executor(model_executor, *heartbeat);
+    const SteadyClock clock;
+    status = leads ? RunLeader(flags, **rank, executor, host_group, metrics, clock,
+                               stop.get_future(), [&loss] { return loss.status(); })
+                   : exec::RunFollower(host_group, executor);
+    loss.Forget();
+  }
+  return status;
+}
+
+}  // namespace qserve::worker
