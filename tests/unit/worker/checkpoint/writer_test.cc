@@ -1,0 +1,202 @@
+// Output directories appear whole or not at all; safetensors files round-trip, in one file and in
+// shards; an index leads nowhere else.
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <csignal>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "tests/unit/worker/checkpoint/testing.h"
+#include "worker/checkpoint/output_directory.h"
+#include "worker/checkpoint/safetensors_writer.h"
+#include "worker/checkpoint/tensor_set.h"
+
+namespace qserve::worker::checkpoint {
+namespace {
+
+namespace fs = std::filesystem;
+using ::qserve::testing::ExpectError;
+using ::qserve::testing::TemporaryDirectory;
+using ::qserve::testing::WriteTextFile;
+
+size_t EntriesIn(const std::string& path) {
+  return static_cast<size_t>(std::distance(fs::directory_iterator(path), fs::directory_iterator()));
+}
+
+TEST(OutputDirectory, AppearsWithCommitOnly) {
+  const TemporaryDirectory root;
+  for (const bool exists_empty : {false, true}) {
+    const std::string path = root / (exists_empty ? "b" : "deep/a/");
+    if (exists_empty) fs::create_directory(path);
+    auto output = OutputDirectory::Create(path);
+    ASSERT_TRUE(output.ok()) << output.status();
+    ASSERT_TRUE((*output)->WriteFile("x.json", "{}").ok());
+    EXPECT_FALSE(fs::exists(path + "/x.json"));
+    ASSERT_TRUE((*output)->Commit().ok());
+    output->reset();
+    EXPECT_EQ(::qserve::testing::ReadTextFile(path + "/x.json"), "{}");
+  }
+  EXPECT_EQ(EntriesIn(root.path()), 2u);  // no temporary directory stays behind
+}
+
+TEST(OutputDirectory, LeavesNothingWithoutCommit) {
+  const TemporaryDirectory root;
+  {
+    const auto output = OutputDirectory::Create(root / "a");
+    ASSERT_TRUE(output.ok());
+    ASSERT_TRUE((*output)->WriteFile("x.json", "{}").ok());
+  }
+  EXPECT_EQ(EntriesIn(root.path()), 0u);
+}
+
+TEST(OutputDirectory, RefusesWhatExists) {
+  const TemporaryDirectory root;
+  WriteTextFile(root / "file", "x");
+  ExpectError(OutputDirectory::Create(root / "file").status(), absl::StatusCode::kAlreadyExists,
+              "exists already");
+  fs::create_directory(root / "full");
+  WriteTextFile(root / "full/x", "x");
+  ExpectError(OutputDirectory::Create(root / "full").status(), absl::StatusCode::kAlreadyExists,
+              "exists already");
+  EXPECT_FALSE(OutputDirectory::Create("").ok());
+  EXPECT_FALSE(OutputDirectory::Create("/").ok());
+  EXPECT_FALSE(OutputDirectory::Create(root / "file/below").ok());
+  EXPECT_EQ(EntriesIn(root.path()), 2u);
+}
+
+TEST(OutputDirectory, DoesNotReplaceAModelThatAppearedMeanwhile) {
+  const TemporaryDirectory root;
+  {
+    const auto output = OutputDirectory::Create(root / "a");
+    ASSERT_TRUE(output.ok());
+    fs::create_directory(root / "a");
+    WriteTextFile(root / "a/theirs", "x");
+    EXPECT_EQ((*output)->Commit().code(), absl::StatusCode::kAlreadyExists);
+  }
+  EXPECT_TRUE(fs::exists(root / "a/theirs"));
+  EXPECT_EQ(EntriesIn(root.path()), 1u);
+}
+
+// The limit on file sizes stands in for a full disk: both make write() fail in the middle.
+TEST(OutputDirectory, LeavesNothingWhenWritingFails) {
+  const TemporaryDirectory root;
+  {
+    const auto output = OutputDirectory::Create(root / "a");
+    ASSERT_TRUE(output.ok());
+    struct rlimit before{};
+    ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+    struct rlimit limit = before;
+    limit.rlim_cur = 1000;
+    const auto handler = ::signal(SIGXFSZ, SIG_IGN);
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+    const absl::Status status = (*output)->WriteFile("x", std::string(5000, 'x'));
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+    ::signal(SIGXFSZ, handler);
+    EXPECT_FALSE(status.ok());
+    EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("cannot write"));
+  }
+  EXPECT_EQ(EntriesIn(root.path()), 0u);
+}
+
+// A tensor of `elements` fp32 values counted up from `first`.
+std::vector<float> Counted(size_t elements, float first) {
+  std::vector<float> values(elements);
+  std::iota(values.begin(), values.end(), first);
+  return values;
+}
+
+absl::Status WriteModel(const std::string& path, int tensors, int64_t max_shard_bytes) {
+  const auto output = OutputDirectory::Create(path);
+  if (!output.ok()) return output.status();
+  std::vector<TensorInfo> infos;
+  for (int i = 0; i < tensors; ++i) infos.push_back({"t" + std::to_string(i), Dtype::kF32, {5, 4}});
+  infos.push_back({"empty", Dtype::kI8, {0, 3}});
+  SafetensorsWriter writer(**output, infos, max_shard_bytes);
+  for (int i = 0; i < tensors; ++i) {
+    const std::vector<float> values = Counted(20, static_cast<float>(100 * i));
+    const std::span<const float> all(values);
+    for (const auto& piece : {all.first(7), all.subspan(7)}) {
+      if (absl::Status status = writer.AppendSpan("t" + std::to_string(i), piece); !status.ok())
+        return status;
+    }
+  }
+  if (absl::Status status = writer.Finish(); !status.ok()) return status;
+  return (*output)->Commit();
+}
+
+TEST(SafetensorsWriter, RoundTripsInOneFileAndInShards) {
+  const TemporaryDirectory root;
+  const struct {
+    int64_t max_shard_bytes;
+    size_t files;  // the index included
+  } cases[] = {{1 << 20, 1}, {160, 5}, {80, 8}, {1, 9}};
+  for (const auto& [max_shard_bytes, files] : cases) {
+    const std::string path = root / std::to_string(max_shard_bytes);
+    ASSERT_TRUE(WriteModel(path, 7, max_shard_bytes).ok());
+    EXPECT_EQ(EntriesIn(path), files) << max_shard_bytes;
+    const auto tensors = TensorSet::Open(path);
+    ASSERT_TRUE(tensors.ok()) << tensors.status();
+    EXPECT_EQ(tensors->Names().size(), 8u);
+    for (int i = 0; i < 7; ++i) {
+      const auto view = tensors->Find("t" + std::to_string(i));
+      ASSERT_TRUE(view.has_value());
+      const std::vector<float> expected = Counted(20, static_cast<float>(100 * i));
+      ASSERT_EQ(view->data.size(), 80u);
+      EXPECT_EQ(std::memcmp(view->data.data(), expected.data(), 80), 0);
+    }
+  }
+}
+
+TEST(SafetensorsWriter, AlignsDataTo64Bytes) {
+  const TemporaryDirectory root;
+  ASSERT_TRUE(WriteModel(root / "m", 3, 1 << 20).ok());
+  const auto file = SafetensorsFile::Open(root / "m/model.safetensors");
+  ASSERT_TRUE(file.ok());
+  EXPECT_EQ(file->header_bytes() % 64, 0);
+}
+
+TEST(TensorSet, SaysWhichShardIsMissing) {
+  const TemporaryDirectory root;
+  ASSERT_TRUE(WriteModel(root / "m", 4, 160).ok());
+  fs::remove(root / "m/model-00002-of-00002.safetensors");
+  ExpectError(TensorSet::Open(root / "m").status(), absl::StatusCode::kNotFound,
+              "model-00002-of-00002.safetensors");
+  ExpectError(TensorSet::Open(root / "none").status(), absl::StatusCode::kNotFound, "no directory");
+  ExpectError(TensorSet::Open(root.path()).status(), absl::StatusCode::kNotFound,
+              "neither model.safetensors");
+  WriteTextFile(root / "pytorch_model.bin", "x");
+  ExpectError(TensorSet::Open(root.path()).status(), absl::StatusCode::kNotFound, "convert it");
+}
+
+TEST(TensorSet, AnIndexStaysInItsDirectory) {
+  const TemporaryDirectory root;
+  ASSERT_TRUE(WriteModel(root / "m", 2, 80).ok());
+  const std::string index = root / "m/model.safetensors.index.json";
+  for (const char* name :
+       {"../m/model-00001-of-00002.safetensors", "/etc/passwd", "..", "", "model.bin",
+        ".safetensors", "a/b.safetensors", "a\\b.safetensors", "a b.safetensors"}) {
+    const nlohmann::json text = {{"weight_map", {{"t0", name}}}};
+    WriteTextFile(index, text.dump());
+    ExpectError(TensorSet::Open(root / "m").status(), absl::StatusCode::kInvalidArgument,
+                "of the same directory");
+  }
+  WriteTextFile(index, R"({"weight_map": {"t0": "model-00002-of-00002.safetensors"}})");
+  ExpectError(TensorSet::Open(root / "m").status(), absl::StatusCode::kInvalidArgument,
+              "tensor t0 is not in");
+  for (const char* text :
+       {"{}", "[]", "{\"weight_map\": []}", "{\"weight_map\": {\"t0\": 5}}", "{"}) {
+    WriteTextFile(index, text);
+    EXPECT_EQ(TensorSet::Open(root / "m").status().code(), absl::StatusCode::kInvalidArgument)
+        << text;
+  }
+}
+
+}  // namespace
+}  // namespace qserve::worker::checkpoint
