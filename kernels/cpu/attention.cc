@@ -1,9 +1,11 @@
-// Attention over a table of inner loops: cuts the step into items, items into units, spreads units over the pool by cost, and merges
-// what was cut. The arithmetic is that of attention_reference.cc; who computes a chunk changes, how it is cut and merged does not.
+// Attention over a table of inner loops: cuts the step into items, items into units, spreads units
+// over the pool by cost, and merges what was cut. The arithmetic is that of attention_reference.cc;
+// who computes a chunk changes, how it is cut and merged does not.
 //
-// An item is a block of consecutive rows of one sequence and one kv head with all its query heads. It normally runs as one unit, which
-// walks the chunks in order and merges as it goes. An item that costs more than half of a thread's fair share (few long sequences) is
-// cut into one unit per chunk; their parts are kept and merged in order afterwards.
+// An item is a block of consecutive rows of one sequence and one kv head with all its query heads.
+// It normally runs as one unit, which walks the chunks in order and merges as it goes. An item that
+// costs more than half of a thread's fair share (few long sequences) is cut into one unit per
+// chunk; their parts are kept and merged in order afterwards.
 #include <algorithm>
 #include <vector>
 
@@ -15,7 +17,7 @@
 namespace qserve::kernels::cpu {
 namespace {
 
-constexpr int64_t kQueriesOfItem = 32;  // rows are taken together until they make this many queries
+constexpr int64_t kQueriesOfItem = 48;  // rows are taken together until they make this many queries
 
 struct Item {
   const SequenceSpan* sequence;
@@ -99,7 +101,8 @@ class AttentionRun {
     for (const SequenceSpan& s : args_.sequences) {
       for (int64_t row = 0; row < s.row_count; row += block) {
         const int64_t rows = std::min(block, s.row_count - row);
-        const int64_t first = FirstSeen(s.first_position + row), last = s.first_position + row + rows - 1;
+        const int64_t first = FirstSeen(s.first_position + row),
+                      last = s.first_position + row + rows - 1;
         for (int head = 0; head < args_.kv.kv_heads; ++head) {
           items_.push_back({.sequence = &s,
                             .first_row = row,
@@ -127,14 +130,16 @@ class AttentionRun {
       }
       shared_floats_ += chunks * PartFloats(item);
       item.parts = &cut_mark_;  // its place is known once the block is reserved
-      for (int64_t c = item.first_chunk; c < item.end_chunk; ++c) units_.push_back({i, c, Cost(item, 1)});
+      for (int64_t c = item.first_chunk; c < item.end_chunk; ++c)
+        units_.push_back({i, c, Cost(item, 1)});
     }
     if (args_.out.f32 == nullptr) shared_floats_ += args_.out.rows * args_.out.cols;
   }
 
   float* Reserve() {
     if (shared_floats_ == 0) return nullptr;
-    return static_cast<float*>(context_.workspace.Shared(static_cast<size_t>(shared_floats_) * sizeof(float)));
+    return static_cast<float*>(
+        context_.workspace.Shared(static_cast<size_t>(shared_floats_) * sizeof(float)));
   }
 
   // Thread t takes the units whose middle falls into its share of the cost.
@@ -153,8 +158,10 @@ class AttentionRun {
     }
     context_.pool.ParallelFor(threads, 1, [&](int64_t begin, int64_t end, int pool_thread) {
       const Scratch scratch = MakeScratch(pool_thread);
-      for (int64_t u = start[static_cast<size_t>(begin)]; u < start[static_cast<size_t>(end)]; ++u) {
-        RunUnit(units_[static_cast<size_t>(u)], scratch);
+      for (int64_t u = start[static_cast<size_t>(begin)]; u < start[static_cast<size_t>(end)];
+           ++u) {
+        const auto i = static_cast<size_t>(u);
+        RunUnit(units_[i], i + 1 < units_.size() ? &units_[i + 1] : nullptr, scratch);
       }
     });
   }
@@ -163,8 +170,10 @@ class AttentionRun {
     const int64_t q = (most_queries_ + 15) / 16 * 16;
     const int64_t part = q * (dim_ + 2);
     constexpr int64_t kChunk = kAttentionChunkTokens;
-    const int64_t floats = q * dim_ + q + 2 * q + q * kChunk + 4 * kChunk + kChunk * 16 + q + 2 * part;
-    auto* p = static_cast<float*>(context_.workspace.PerThread(thread, static_cast<size_t>(floats) * sizeof(float)));
+    const int64_t floats =
+        q * dim_ + q + 2 * q + q * kChunk + 4 * kChunk + kChunk * 16 + q + 2 * part;
+    auto* p = static_cast<float*>(
+        context_.workspace.PerThread(thread, static_cast<size_t>(floats) * sizeof(float)));
     const auto take = [&p](int64_t count) {
       float* taken = p;
       p += count;
@@ -184,35 +193,59 @@ class AttentionRun {
   }
 
   const float* QueryRow(const Item& item, int64_t row) const {
-    return args_.q.row(item.sequence->first_row + item.first_row + row) + int64_t{item.kv_head} * group_ * dim_;
+    return args_.q.row(item.sequence->first_row + item.first_row + row) +
+           int64_t{item.kv_head} * group_ * dim_;
   }
   float* OutRow(const Item& item, int64_t row) const {
     return out_ + (item.sequence->first_row + item.first_row + row) * out_stride_ +
            int64_t{item.kv_head} * group_ * dim_;
   }
 
-  void RunUnit(const Unit& unit, const Scratch& scratch) {
+  int64_t FirstChunk(const Unit& unit) const {
+    return unit.chunk >= 0 ? unit.chunk : items_[static_cast<size_t>(unit.item)].first_chunk;
+  }
+
+  // The page parts of an item's chunk; null beyond the item's last.
+  void FindPages(const Item& item, int64_t chunk, const uint8_t* pages[4]) const {
+    const int64_t last = item.sequence->first_position + item.first_row + item.rows - 1;
+    for (int64_t tile = 0; tile < 4; ++tile) {
+      const int64_t index = chunk * (kAttentionChunkTokens / kKvPageTokens) + tile;
+      const int32_t page = index * kKvPageTokens <= last
+                               ? item.sequence->block_table[static_cast<size_t>(index)]
+                               : -1;
+      pages[tile] = page >= 0 ? KvHead(args_.layer, layout_, page, item.kv_head)
+                              : nullptr;  // < 0: behind the window
+    }
+  }
+
+  // `next` is what this thread probably does afterwards.
+  void RunUnit(const Unit& unit, const Unit* next, const Scratch& scratch) {
     const Item& item = items_[static_cast<size_t>(unit.item)];
     const int64_t queries = Queries(item);
     for (int64_t q = 0; q < queries; ++q) {
-      scratch.x_sum[q] = kernels_.scale_query(QueryRow(item, q / group_) + q % group_ * dim_, args_.scale, dim_,
-                                              scratch.x + q * dim_);
+      scratch.x_sum[q] = kernels_.scale_query(QueryRow(item, q / group_) + q % group_ * dim_,
+                                              args_.scale, dim_, scratch.x + q * dim_);
     }
+    const Item* next_item = next != nullptr ? &items_[static_cast<size_t>(next->item)] : nullptr;
+    const int64_t next_chunk = next != nullptr ? FirstChunk(*next) : 0;
     if (unit.chunk >= 0) {
       float* memory = item.parts + (unit.chunk - item.first_chunk) * PartFloats(item);
-      RunChunk(item, unit.chunk, scratch, PartAt(memory, queries));
+      RunChunk(item, unit.chunk, next_item, next_chunk, scratch, PartAt(memory, queries));
       return;
     }
     const Part total = PartAt(scratch.total, queries);
     const Part part = PartAt(scratch.part, queries);
     for (int64_t c = item.first_chunk; c < item.end_chunk; ++c) {
-      RunChunk(item, c, scratch, c == item.first_chunk ? total : part);
+      const bool more = c + 1 < item.end_chunk;
+      RunChunk(item, c, more ? &item : next_item, more ? c + 1 : next_chunk, scratch,
+               c == item.first_chunk ? total : part);
       if (c > item.first_chunk) Merge(item, c, total, part);
     }
     Finish(item, total);
   }
 
-  // Positions of chunk c that row `row` of the item sees, relative to the chunk; empty if first >= last.
+  // Positions of chunk c that row `row` of the item sees, relative to the chunk; empty if first >=
+  // last.
   struct Range {
     int64_t first, last;
   };
@@ -223,7 +256,8 @@ class AttentionRun {
             std::min<int64_t>(kAttentionChunkTokens, position + 1 - start)};
   }
 
-  void RunChunk(const Item& item, int64_t c, const Scratch& scratch, const Part& result) {
+  void RunChunk(const Item& item, int64_t c, const Item* next_item, int64_t next_chunk,
+                const Scratch& scratch, const Part& result) {
     const int64_t queries = Queries(item);
     AttentionChunk chunk{.format = args_.kv.format,
                          .head_dim = dim_,
@@ -238,26 +272,20 @@ class AttentionRun {
                          .max = result.max,
                          .sum = result.sum,
                          .out = result.out};
-    int64_t first = kAttentionChunkTokens, last = 0;
     for (int64_t row = 0; row < item.rows; ++row) {
       const Range seen = Seen(item, row, c);
       for (int64_t q = row * group_; q < (row + 1) * group_; ++q) {
         scratch.first[q] = static_cast<int32_t>(seen.first);
         scratch.last[q] = static_cast<int32_t>(seen.last);
       }
-      if (seen.first >= seen.last) continue;
-      first = std::min(first, seen.first);
-      last = std::max(last, seen.last);
     }
-    for (int64_t tile = first / kKvPageTokens; tile * kKvPageTokens < last; ++tile) {
-      const int64_t index = c * (kAttentionChunkTokens / kKvPageTokens) + tile;
-      const int32_t page = item.sequence->block_table[static_cast<size_t>(index)];
-      chunk.pages[tile] = KvHead(args_.layer, layout_, page, item.kv_head);
-    }
+    FindPages(item, c, chunk.pages);
+    if (next_item != nullptr) FindPages(*next_item, next_chunk, chunk.next_pages);
     kernels_.attention_chunk(chunk);
   }
 
-  // Adds chunk c to the total, query by query. Queries that see nothing of it, or had seen nothing before, are copied or left.
+  // Adds chunk c to the total, query by query. Queries that see nothing of it, or had seen nothing
+  // before, are copied or left.
   void Merge(const Item& item, int64_t c, const Part& total, const Part& part) const {
     for (int64_t q = 0; q < Queries(item); ++q) {
       const Range seen = Seen(item, q / group_, c);
@@ -296,7 +324,8 @@ class AttentionRun {
         const Item& item = *cut[static_cast<size_t>(i)];
         const Part total = PartAt(item.parts, Queries(item));
         for (int64_t c = item.first_chunk + 1; c < item.end_chunk; ++c) {
-          Merge(item, c, total, PartAt(item.parts + (c - item.first_chunk) * PartFloats(item), Queries(item)));
+          Merge(item, c, total,
+                PartAt(item.parts + (c - item.first_chunk) * PartFloats(item), Queries(item)));
         }
         Finish(item, total);
       }

@@ -1,6 +1,7 @@
-// The inner loops of the floating-point operations, one table of functions per instruction set. The operations themselves (float_ops.cc,
-// attention.cc) cut the work, find pages and call these on the pool's threads. Arguments are plain pointers, so that the translation
-// units built with an instruction set's flags share no inline functions with others.
+// The inner loops of the floating-point operations, one table of functions per instruction set. The
+// operations themselves (float_ops.cc, attention.cc) cut the work, find pages and call these on the
+// pool's threads. Arguments are plain pointers, so that the translation units built with an
+// instruction set's flags share no inline functions with others.
 #pragma once
 
 #include <cstdint>
@@ -17,21 +18,26 @@ struct RowTarget {
   int32_t* row_sum = nullptr;
 };
 
-// One chunk of 256 positions of one kv head, seen by `queries` vectors (rows of a sequence times query heads of the kv head).
+// One chunk of 256 positions of one kv head, seen by `queries` vectors (rows of a sequence times
+// query heads of the kv head).
 struct AttentionChunk {
   KvFormat format = KvFormat::kInt4;
   int head_dim = 0;
   int queries = 0;
   const float* x = nullptr;      // [queries][head_dim], times `scale`
   const float* x_sum = nullptr;  // [queries], sums of x
-  // Positions of the chunk that each query sees: [first, last) within 0..256; none if first >= last.
+  // Positions of the chunk that each query sees: [first, last) within 0..256; none if first >=
+  // last.
   const int32_t* first = nullptr;
   const int32_t* last = nullptr;
-  const uint8_t* pages[4] = {};  // this kv head's part of each tile's page; null where no query looks
-  float* scores = nullptr;       // scratch [queries][256]
-  float* parameters = nullptr;   // scratch [4][256]
-  float* decoded = nullptr;      // scratch [256][16], then [queries]
-  float* max = nullptr;          // results [queries]; meaningless for queries that see nothing
+  const uint8_t* pages[4] =
+      {};  // this kv head's part of each tile's page; null where no query looks
+  const uint8_t* next_pages[4] =
+      {};  // of the chunk that will be asked for next, to be fetched ahead; may be null
+  float* scores = nullptr;      // scratch [queries][256]
+  float* parameters = nullptr;  // scratch [4][256]
+  float* decoded = nullptr;     // scratch [256][16], then [queries]
+  float* max = nullptr;         // results [queries]; meaningless for queries that see nothing
   float* sum = nullptr;
   float* out = nullptr;  // [queries][head_dim]
 };

@@ -1,4 +1,5 @@
-// exp and log over 16 lanes: the operations of math.h in the same order. Included by float_kernels_impl.h's parts alone.
+// exp and log over 16 lanes: the operations of math.h in the same order. Included by
+// float_kernels_impl.h's parts alone.
 #pragma once
 
 #include "kernels/cpu/math.h"
@@ -6,7 +7,7 @@
 namespace qserve::kernels::cpu {
 
 template <class V>
-typename V::F VecExp(typename V::F x) {
+[[gnu::always_inline]] inline typename V::F VecExp(typename V::F x) {
   const auto y = V::Max(V::Set(kExpMin), V::Min(V::Set(kExpMax), x));
   const auto shifted = V::Fma(y, V::Set(kLog2E), V::Set(kExpMagic));
   const auto n = V::Sub(shifted, V::Set(kExpMagic));
@@ -23,7 +24,7 @@ typename V::F VecExp(typename V::F x) {
 }
 
 template <class V>
-typename V::F VecLog(typename V::F x) {
+[[gnu::always_inline]] inline typename V::F VecLog(typename V::F x) {
   typename V::F mantissa;
   const auto e = V::SplitLog(x, &mantissa);
   const auto f = V::Sub(mantissa, V::Set(1.0f));
