@@ -1,0 +1,7 @@
+// libFuzzer program of model_config: build with -DQSERVE_BUILD_FUZZERS=ON (README.md).
+#include "tests/fuzz/checkpoint_targets.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  qserve::fuzz::FuzzModelConfig({data, size});
+  return 0;
+}
