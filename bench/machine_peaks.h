@@ -23,9 +23,9 @@ namespace avx512vnni {
 int64_t PeakSteps(int64_t steps);
 }
 
-// GB/s of reading memory that no cache holds, `threads` threads each a part of it: the best piece
-// of `bytes` read `repeats` times.
-double ReadBandwidth(int threads, int64_t bytes, int repeats);
+// GB/s of reading the `bytes` at `data` (more than any cache holds, written before), `threads`
+// threads each a part of it: the best of pieces of 16 MiB, all read `repeats` times.
+double ReadBandwidth(int threads, const void* data, int64_t bytes, int repeats);
 
 // Multiply-accumulates of `loop` on all threads at once, times two: GOPS, best of `repeats`.
 double IntegerPeak(PeakLoop loop, int threads, int repeats);

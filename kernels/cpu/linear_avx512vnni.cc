@@ -80,6 +80,9 @@ struct Half512 {
   static Lanes LoadHalf(const uint16_t* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
+  static void Prefetch(const uint16_t* from) {
+    _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+  }
   static Lanes LoadFloat(const float* from) { return _mm512_loadu_ps(from); }
   static Lanes MultiplyAdd(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
   // l + (l + 8), then + 4, + 2, + 1.

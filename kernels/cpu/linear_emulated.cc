@@ -136,6 +136,7 @@ struct HalfLanes {
     for (int i = 0; i < 16; ++i) result.lane[i] = HalfToFloat(from[i]);
     return result;
   }
+  static void Prefetch(const uint16_t* /*from*/) {}
   static Lanes LoadFloat(const float* from) {
     Lanes result;
     std::memcpy(&result, from, sizeof(result));

@@ -151,7 +151,12 @@ void HalfTile(const HalfArgs& a, int64_t row, int64_t token) {
   for (int64_t k = 0; k < a.k16; k += 16) {
     typename H::Lanes rows[kRows];
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) rows[r] = H::LoadHalf(w + r * a.k16 + k);
+    for (int r = 0; r < kRows; ++r) {
+      rows[r] = H::LoadHalf(w + r * a.k16 + k);
+      // The same place in the next rows, which are as long: short rows are no stream to the
+      // hardware.
+      if constexpr (kTokens == 1) H::Prefetch(w + (r + kRows) * a.k16 + k);
+    }
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) {
       const typename H::Lanes xs = H::LoadFloat(x + t * a.k16 + k);
@@ -168,20 +173,21 @@ void HalfTile(const HalfArgs& a, int64_t row, int64_t token) {
   }
 }
 
-// Rows in twos (the panel holds 16, so that a row past the last one can be read, never written).
+// All rows of a panel for one tile of tokens: the tile's x stays in the first-level cache.
+template <class H, int kTokens>
+void HalfTokens(const HalfArgs& a, int64_t token) {
+  constexpr int kRows = kTokens == 1 ? 4 : 2;
+  int64_t row = 0;
+  for (; row + kRows <= a.rows; row += kRows) HalfTile<H, kRows, kTokens>(a, row, token);
+  for (; row < a.rows; ++row) HalfTile<H, 1, kTokens>(a, row, token);
+}
+
 template <class H>
 void HalfPanel(const HalfArgs& a) {
-  for (int64_t row = 0; row < a.rows;) {
-    int64_t token = 0;
-    if (row + 2 <= a.rows) {
-      for (; token + 3 <= a.tokens; token += 3) HalfTile<H, 2, 3>(a, row, token);
-      for (; token < a.tokens; ++token) HalfTile<H, 2, 1>(a, row, token);
-      row += 2;
-    } else {
-      for (; token < a.tokens; ++token) HalfTile<H, 1, 1>(a, row, token);
-      row += 1;
-    }
-  }
+  int64_t token = 0;
+  for (; token + 3 <= a.tokens; token += 3) HalfTokens<H, 3>(a, token);
+  if (token + 2 == a.tokens) HalfTokens<H, 2>(a, token);
+  if (token + 1 == a.tokens) HalfTokens<H, 1>(a, token);
 }
 
 template <class V, int kTokens>
