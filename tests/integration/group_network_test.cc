@@ -1,5 +1,6 @@
-// A group over two network namespaces joined by a pair of virtual interfaces, as two machines on one private network: the ranks
-// meet on the interface that reaches the rendezvous, and a cut cable is a loss. Needs root and `ip netns`; skipped without.
+// A group over two network namespaces joined by a pair of virtual interfaces, as two machines on
+// one private network: the ranks meet on the interface that reaches the rendezvous, and a cut cable
+// is a loss. Needs root and `ip netns`; skipped without.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -24,9 +25,8 @@ class NetworkTest : public ::testing::Test {
     if (!Shell("ip netns add " + Name(0)) || !Shell("ip netns add " + Name(1))) {
       GTEST_SKIP() << "network namespaces cannot be made here (needs root and iproute2)";
     }
-    const bool made =
-        Shell("ip link add " + Link(0) + " netns " + Name(0) + " type veth peer name " + Link(1) +
-              " netns " + Name(1));
+    const bool made = Shell("ip link add " + Link(0) + " netns " + Name(0) +
+                            " type veth peer name " + Link(1) + " netns " + Name(1));
     if (!made) GTEST_SKIP() << "virtual interfaces cannot be made here";
     for (int node = 0; node < 2; ++node) {
       const std::string in = "ip -n " + Name(node);
@@ -48,8 +48,9 @@ class NetworkTest : public ::testing::Test {
     return "qs" + std::to_string(getpid()) + "v" + std::to_string(node);
   }
   static std::vector<std::string> NodeCommand(int node) {
-    return {"ip",      "netns", "exec", Name(node),           kBinary,           "serve",
-            "4",       "2",     std::to_string(node), "10.213.7.1:7311", "s3cret"};
+    return {"ip",    "netns", "exec", Name(node),           kBinary,
+            "serve", "4",     "2",    std::to_string(node), "10.213.7.1:7311",
+            "s3cret"};
   }
   void Start() {
     first_.emplace(NodeCommand(0));

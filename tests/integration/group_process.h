@@ -1,5 +1,5 @@
-// A supervisor as a child process of a test: what it prints, its ranks, its end. Every wait has a deadline, and whatever happens
-// nothing is left running.
+// A supervisor as a child process of a test: what it prints, its ranks, its end. Every wait has a
+// deadline, and whatever happens nothing is left running.
 #pragma once
 
 #include <gtest/gtest.h>

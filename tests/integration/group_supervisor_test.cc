@@ -1,4 +1,5 @@
-// The supervisor with real processes: clean ends, and every way of losing a rank, a supervisor or a node.
+// The supervisor with real processes: clean ends, and every way of losing a rank, a supervisor or a
+// node.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
@@ -63,8 +64,8 @@ TEST_P(LossTest, ALostRankEndsTheGroup) {
   const std::string output = group.Output();
   const std::string name = "the group is lost: rank " + std::to_string(rank);
   EXPECT_THAT(output, HasSubstr(name));
-  EXPECT_THAT(output, HasSubstr(signal_number == SIGKILL ? "killed by signal 9"
-                                                         : "gave no sign of life"));
+  EXPECT_THAT(output,
+              HasSubstr(signal_number == SIGKILL ? "killed by signal 9" : "gave no sign of life"));
   if (signal_number != SIGSTOP) return;
   // Nothing breaks when a rank is merely stopped: the others know only because they were told.
   for (int other = 0; other < 3; ++other) {
@@ -143,7 +144,7 @@ TEST(Supervisor, TheInternalVariableIsRefusedFromOthers) {
   EXPECT_THAT(impostor.Output(), HasSubstr("QSERVE_RANK_FD"));
 }
 
-// --- two nodes on loopback ---------------------------------------------------------------------------------------------------
+// Two nodes on loopback.
 
 std::string FreeAddress() {
   const auto fd = group::Listen({"127.0.0.1", 0});
@@ -239,7 +240,8 @@ TEST(TwoNodes, AWrongSecretOrConfigurationIsRefused) {
   EXPECT_EQ(other.ExitStatus(), 1);
   EXPECT_THAT(other.Output(), HasSubstr("hash decaf there, c0ffee here"));
   EXPECT_THAT(first.Output(), HasSubstr("hash decaf there, c0ffee here"));
-  EXPECT_THAT(other.Output() + guess.Output() + first.Output(), ::testing::Not(HasSubstr("s3cret")));
+  EXPECT_THAT(other.Output() + guess.Output() + first.Output(),
+              ::testing::Not(HasSubstr("s3cret")));
   first.Signal(SIGTERM);
   EXPECT_EQ(first.ExitStatus(), 0);
 }

@@ -1,9 +1,11 @@
-// A small stand-in for qserve-worker, for tests of the supervisor: the supervisor when started by a test, a rank when started by
-// the supervisor. Its ranks connect as real ones do and add numbers in steps that rank 0 announces, until SIGTERM.
+// A small stand-in for qserve-worker, for tests of the supervisor: the supervisor when started by a
+// test, a rank when started by the supervisor. Its ranks connect as real ones do and add numbers in
+// steps that rank 0 announces, until SIGTERM.
 //
 //   group_test_rank MODE TP [NODES NODE_RANK RENDEZVOUS SECRET CONFIG]
 //
-// MODE: serve | crash (rank 1 exits with 7 at start) | hang (never stops its ranks) | stall (rank 1 is busy without progress)
+// MODE: serve | crash (rank 1 exits with 7 at start) | hang (never stops its ranks) | stall (rank 1
+// is busy without progress)
 #include <signal.h>
 #include <unistd.h>
 
@@ -49,9 +51,9 @@ void OkOrDie(const absl::Status& status) {
 }
 
 void Connect(const group::RankIdentity& identity, Connected* connected) {
-  const auto store = OrDie(group::RendezvousClient::Create(
-      identity.rendezvous, identity.ToHello(),
-      std::chrono::steady_clock::now() + std::chrono::seconds(60)));
+  const auto store = OrDie(
+      group::RendezvousClient::Create(identity.rendezvous, identity.ToHello(),
+                                      std::chrono::steady_clock::now() + std::chrono::seconds(60)));
   comm::TcpHostGroupOptions host;
   host.rank = identity.rank;
   host.size = identity.size;
@@ -151,6 +153,4 @@ int Main(std::span<char*> arguments) {
 }  // namespace
 }  // namespace qserve::worker
 
-int main(int argc, char** argv) {
-  return qserve::worker::Main({argv, static_cast<size_t>(argc)});
-}
+int main(int argc, char** argv) { return qserve::worker::Main({argv, static_cast<size_t>(argc)}); }

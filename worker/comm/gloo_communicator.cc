@@ -26,9 +26,7 @@ namespace {
 using GlooBuffer = ::gloo::transport::UnboundBuffer;
 using std::chrono::milliseconds;
 
-milliseconds Milliseconds(Duration duration) {
-  return std::chrono::ceil<milliseconds>(duration);
-}
+milliseconds Milliseconds(Duration duration) { return std::chrono::ceil<milliseconds>(duration); }
 
 // The group's key-value store as Gloo wants it: failures are thrown, and caught below.
 class GlooStore final : public ::gloo::rendezvous::Store {
@@ -44,9 +42,7 @@ class GlooStore final : public ::gloo::rendezvous::Store {
     ThrowIfError(value.status());
     return {value->begin(), value->end()};
   }
-  void wait(const std::vector<std::string>& keys) override {
-    wait(keys, Milliseconds(timeout_));
-  }
+  void wait(const std::vector<std::string>& keys) override { wait(keys, Milliseconds(timeout_)); }
   void wait(const std::vector<std::string>& keys, const milliseconds& timeout) override {
     for (const std::string& key : keys) ThrowIfError(store_->Get(prefix_ + key, timeout).status());
   }

@@ -1,5 +1,6 @@
-// Collectives of a device by way of the host: copy out, another communicator on host memory, copy back. For GPUs where NCCL cannot
-// serve (several ranks on one GPU). Made by worker/exec/rank.cc; the executor's thread calls.
+// Collectives of a device by way of the host: copy out, another communicator on host memory, copy
+// back. For GPUs where NCCL cannot serve (several ranks on one GPU). Made by worker/exec/rank.cc;
+// the executor's thread calls.
 #pragma once
 
 #include <memory>
@@ -24,7 +25,8 @@ class HostStagedCommunicator final : public Communicator {
 
  private:
   // Device rows into a packed host matrix over `buffer`, and back.
-  kernels::Matrix<float> FromDevice(kernels::Matrix<const float> device, std::vector<float>* buffer);
+  kernels::Matrix<float> FromDevice(kernels::Matrix<const float> device,
+                                    std::vector<float>* buffer);
   void ToDevice(kernels::Matrix<float> host, kernels::Matrix<float> device);
 
   kernels::Backend* backend_;

@@ -1,4 +1,5 @@
-// The communicator of a group of one: nothing to add, nobody to tell. Made by worker/exec/rank.cc; the executor's thread calls.
+// The communicator of a group of one: nothing to add, nobody to tell. Made by worker/exec/rank.cc;
+// the executor's thread calls.
 #pragma once
 
 #include "kernels/backend.h"
@@ -13,7 +14,8 @@ class LocalCommunicator final : public Communicator {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   void AllReduceSum(kernels::Matrix<float>) override {}
-  // Copies by way of the host, since a backend has no copy of its own; nothing at all when `out` is `local`.
+  // Copies by way of the host, since a backend has no copy of its own; nothing at all when `out` is
+  // `local`.
   void GatherColumns(kernels::Matrix<const float> local, kernels::Matrix<float> out) override;
   void BroadcastIds(int32_t*, int64_t) override {}
   void Abort() override {}

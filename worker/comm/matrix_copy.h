@@ -31,10 +31,11 @@ inline void Unpack(const float* packed, int64_t cols, int64_t first_col,
   }
 }
 
-// out[i] = ((x0[i] + x1[i]) + x2[i]) + ..., the one sum of the project: every transport adds by this function, in rank order.
-// `out` may be one of the inputs.
+// out[i] = ((x0[i] + x1[i]) + x2[i]) + ..., the one sum of the project: every transport adds by
+// this function, in rank order. `out` may be one of the inputs.
 inline void SumInRankOrder(const float* const* inputs, int ranks, int64_t count, float* out) {
-  // In blocks that stay in the first-level cache, each in a place of its own, so that the compiler may use vectors.
+  // In blocks that stay in the first-level cache, each in a place of its own, so that the compiler
+  // may use vectors.
   constexpr int64_t kBlock = 1024;
   std::array<float, kBlock> sum;
   for (int64_t first = 0; first < count; first += kBlock) {

@@ -29,7 +29,8 @@ constexpr std::string_view kAddressKey = "host_group/address";
 constexpr Duration kHelloTimeout = std::chrono::seconds(5);
 constexpr size_t kMaxStrangers = 256;
 
-// The first byte of every message says which call it belongs to, so that ranks that have lost step notice it.
+// The first byte of every message says which call it belongs to, so that ranks that have lost step
+// notice it.
 constexpr char kBroadcast = 'B';
 constexpr char kGather = 'G';
 constexpr char kBarrier = 'W';
@@ -79,7 +80,8 @@ class TcpHostGroup final : public HostGroup {
   void Abort() override {
     aborted_ = true;
     group::SignalWakeFd(wake_fd_.get());
-    // The peers see the end of the stream. The descriptors stay open until destruction: another thread may be using them.
+    // The peers see the end of the stream. The descriptors stay open until destruction: another
+    // thread may be using them.
     for (const FrameChannel& peer : peers_) shutdown(peer.fd(), SHUT_RDWR);
   }
 
@@ -102,7 +104,8 @@ class TcpHostGroup final : public HostGroup {
     const std::string message = call + bytes;
     const TimePoint deadline = Now() + options_.timeout;
     for (size_t i = 0; i < peers_.size(); ++i) {
-      // A first send to a process that is gone would succeed, so its end of the stream is looked for.
+      // A first send to a process that is gone would succeed, so its end of the stream is looked
+      // for.
       char byte = 0;
       absl::Status status;
       if (recv(peers_[i].fd(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0) {
@@ -135,7 +138,8 @@ class TcpHostGroup final : public HostGroup {
     return message.erase(0, 1);
   }
 
-  // One message of every follower, in rank order after `own`. All are watched at once, so that any one's end is seen at once.
+  // One message of every follower, in rank order after `own`. All are watched at once, so that any
+  // one's end is seen at once.
   absl::StatusOr<std::vector<std::string>> ReceiveFromFollowers(char call, std::string own) {
     RETURN_IF_ERROR(Usable(own.size()));
     const TimePoint deadline = Now() + options_.timeout;
@@ -192,7 +196,8 @@ group::Hello MyHello(const TcpHostGroupOptions& options) {
   return hello;
 }
 
-// Rank 0's side of connecting: takes connections until every rank has proved itself; the rest are closed and harm nothing.
+// Rank 0's side of connecting: takes connections until every rank has proved itself; the rest are
+// closed and harm nothing.
 class Reception {
  public:
   Reception(const TcpHostGroupOptions& options, UniqueFd listener)
@@ -244,7 +249,8 @@ class Reception {
   void Listen(const std::vector<pollfd>& polled) {
     std::vector<Stranger> kept;
     for (size_t i = 0; i < strangers_.size(); ++i) {
-      if (Heard(strangers_[i], polled[i + 1].revents != 0)) kept.push_back(std::move(strangers_[i]));
+      if (Heard(strangers_[i], polled[i + 1].revents != 0))
+        kept.push_back(std::move(strangers_[i]));
     }
     strangers_ = std::move(kept);
   }

@@ -23,7 +23,8 @@ bool ThreadHub::Exchange(int rank, const void* pointer, std::vector<const void*>
   std::unique_lock lock(mutex_);
   pointers_[static_cast<size_t>(rank)] = pointer;
   if (!Arrive(lock)) return false;
-  // Nobody publishes again before the barrier that ends every collective, which this rank has not reached yet.
+  // Nobody publishes again before the barrier that ends every collective, which this rank has not
+  // reached yet.
   *all = pointers_;
   return true;
 }

@@ -1,5 +1,6 @@
-// Ranks as threads of one process: collectives over the memory they share. For tests of the model and the executor, and below
-// HostStagedCommunicator where several ranks of one process share a GPU. Each rank's executor thread calls its own communicator.
+// Ranks as threads of one process: collectives over the memory they share. For tests of the model
+// and the executor, and below HostStagedCommunicator where several ranks of one process share a
+// GPU. Each rank's executor thread calls its own communicator.
 #pragma once
 
 #include <condition_variable>
@@ -19,7 +20,8 @@ class ThreadHub {
   explicit ThreadHub(int size) : pointers_(static_cast<size_t>(size)) {}
   int size() const { return static_cast<int>(pointers_.size()); }
 
-  // Publishes this rank's `pointer` and waits until every rank has published; fills `all` in rank order. False: aborted.
+  // Publishes this rank's `pointer` and waits until every rank has published; fills `all` in rank
+  // order. False: aborted.
   bool Exchange(int rank, const void* pointer, std::vector<const void*>* all);
   // Waits until every rank has come. False: aborted.
   bool Barrier();
@@ -39,7 +41,8 @@ class ThreadHub {
 
 class ThreadCommunicator final : public Communicator {
  public:
-  // `backend`'s memory must be host memory (the CPU backend, or buffers of HostStagedCommunicator). Both outlive it.
+  // `backend`'s memory must be host memory (the CPU backend, or buffers of HostStagedCommunicator).
+  // Both outlive it.
   ThreadCommunicator(ThreadHub* hub, int rank, kernels::Backend* backend)
       : hub_(hub), rank_(rank), backend_(backend) {}
   int rank() const override { return rank_; }

@@ -1,4 +1,5 @@
-// A host group between threads of one process, for tests of the engine, its followers and the executor.
+// A host group between threads of one process, for tests of the engine, its followers and the
+// executor.
 #pragma once
 
 #include <condition_variable>
@@ -22,7 +23,8 @@ class ThreadHostHub {
 
  private:
   friend class ThreadHostGroup;
-  // Waits under `lock` until `ready`. Cancelled for a rank that was aborted, Unavailable for its peers and after the time-out.
+  // Waits under `lock` until `ready`. Cancelled for a rank that was aborted, Unavailable for its
+  // peers and after the time-out.
   absl::Status Wait(std::unique_lock<std::mutex>& lock, int rank, bool for_ever,
                     const std::function<bool()>& ready);
 

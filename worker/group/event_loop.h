@@ -1,5 +1,6 @@
-// poll(2) with handlers: what a supervisor waits for, all on its one thread (a single-threaded parent may fork safely and needs
-// no locks). Used by the supervisor and the rendezvous server. One thread; owns no descriptors.
+// poll(2) with handlers: what a supervisor waits for, all on its one thread (a single-threaded
+// parent may fork safely and needs no locks). Used by the supervisor and the rendezvous server. One
+// thread; owns no descriptors.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,8 @@ namespace qserve::worker::group {
 class EventLoop {
  public:
   using Handler = std::function<void(short revents)>;
-  // Calls `handler` when `fd` has one of `events` (or an error). Replaces an earlier handler of the same descriptor.
+  // Calls `handler` when `fd` has one of `events` (or an error). Replaces an earlier handler of the
+  // same descriptor.
   void Watch(int fd, short events, Handler handler);
   void SetEvents(int fd, short events);
   // Also from within handlers. Call before closing the descriptor.

@@ -1,5 +1,6 @@
-// Messages over a TCP stream: a length of four bytes, little-endian, then that many bytes. FrameReader is for event loops,
-// FrameChannel for a thread that may wait. Used by the rendezvous and by worker/comm's host group.
+// Messages over a TCP stream: a length of four bytes, little-endian, then that many bytes.
+// FrameReader is for event loops, FrameChannel for a thread that may wait. Used by the rendezvous
+// and by worker/comm's host group.
 #pragma once
 
 #include <cstddef>
@@ -17,13 +18,16 @@ namespace qserve::worker::group {
 // `payload` with its length in front. At most 4 GiB - 1 (checked).
 std::string Frame(std::string_view payload);
 
-// Cuts a stream into messages. Holds only what has arrived, whatever length a peer announces. One thread.
+// Cuts a stream into messages. Holds only what has arrived, whatever length a peer announces. One
+// thread.
 class FrameReader {
  public:
   explicit FrameReader(size_t max_payload) : max_payload_(max_payload) {}
-  // Reads once what `fd` has. Unavailable at the end of the stream or on a socket error; OK with nothing new is possible.
+  // Reads once what `fd` has. Unavailable at the end of the stream or on a socket error; OK with
+  // nothing new is possible.
   absl::Status ReadFrom(int fd);
-  // The next whole message, nullopt if it has not all arrived; InvalidArgument if it is longer than allowed.
+  // The next whole message, nullopt if it has not all arrived; InvalidArgument if it is longer than
+  // allowed.
   absl::StatusOr<std::optional<std::string>> Next();
   void set_max_payload(size_t max_payload) { max_payload_ = max_payload; }
 
@@ -33,7 +37,8 @@ class FrameReader {
   size_t begin_ = 0;  // consumed part of buffer_
 };
 
-// A connected socket with messages. One thread at a time sends and receives; `wake_fd` (not owned, -1: none) cancels.
+// A connected socket with messages. One thread at a time sends and receives; `wake_fd` (not owned,
+// -1: none) cancels.
 class FrameChannel {
  public:
   FrameChannel(UniqueFd fd, size_t max_payload, int wake_fd)

@@ -38,8 +38,8 @@ absl::StatusOr<std::unique_ptr<Heartbeat>> Heartbeat::Start(
       new Heartbeat(identity, std::move(on_loss), std::move(wake_fd)));
 }
 
-Heartbeat::Heartbeat(const RankIdentity& identity,
-                     std::function<void(const std::string&)> on_loss, UniqueFd wake_fd)
+Heartbeat::Heartbeat(const RankIdentity& identity, std::function<void(const std::string&)> on_loss,
+                     UniqueFd wake_fd)
     : control_fd_(identity.control_fd),
       wake_fd_(std::move(wake_fd)),
       interval_(identity.heartbeat_interval),
@@ -66,7 +66,8 @@ void Heartbeat::Run() {
     beat.progress_age_ms =
         static_cast<uint64_t>(std::max<int64_t>(NowNs() - progress_ns_, 0) / 1'000'000);
     const std::string bytes = EncodeBeat(beat);
-    // A full socket means that the supervisor is slow to read, and that it has signs of life to read.
+    // A full socket means that the supervisor is slow to read, and that it has signs of life to
+    // read.
     [[maybe_unused]] const ssize_t sent =
         send(control_fd_.get(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
     const absl::Status woken = WaitFor(

@@ -1,6 +1,7 @@
-// A rank's sign of life: a thread of its own tells the supervisor that the process runs, and how long ago its executor made
-// progress; the supervisor's word that the group is lost comes back the same way. Made first thing in a rank's main, before the
-// model is loaded, so that long work is no silence.
+// A rank's sign of life: a thread of its own tells the supervisor that the process runs, and how
+// long ago its executor made progress; the supervisor's word that the group is lost comes back the
+// same way. Made first thing in a rank's main, before the model is loaded, so that long work is no
+// silence.
 #pragma once
 
 #include <atomic>
@@ -17,7 +18,8 @@
 
 namespace qserve::worker::group {
 
-// On the control socket (a message boundary is a packet's). Rank to supervisor: one Beat. Supervisor to rank: why the group is lost.
+// On the control socket (a message boundary is a packet's). Rank to supervisor: one Beat.
+// Supervisor to rank: why the group is lost.
 struct Beat {
   bool busy = false;
   uint64_t progress_age_ms = 0;  // since the last progress, or since it became busy
@@ -27,9 +29,10 @@ bool DecodeBeat(std::string_view bytes, Beat* beat);
 
 class Heartbeat {
  public:
-  // Takes identity.control_fd. `on_loss(reason)` is called once at most, from the heartbeat's thread, when the supervisor says that
-  // the group has lost a member or when the supervisor is gone: fail what is in flight, abort the collectives, exit non-zero; what
-  // still runs after the supervisor's grace is killed.
+  // Takes identity.control_fd. `on_loss(reason)` is called once at most, from the heartbeat's
+  // thread, when the supervisor says that the group has lost a member or when the supervisor is
+  // gone: fail what is in flight, abort the collectives, exit non-zero; what still runs after the
+  // supervisor's grace is killed.
   static absl::StatusOr<std::unique_ptr<Heartbeat>> Start(
       const RankIdentity& identity, std::function<void(const std::string&)> on_loss);
   ~Heartbeat();

@@ -56,10 +56,9 @@ absl::Status CheckHello(const Hello& offered, const Hello& expected) {
                     offered.generation, expected.generation));
   }
   if (offered.count != expected.count || offered.index >= expected.count) {
-    return absl::PermissionDeniedError(
-        fmt::format("it calls itself {} {} of {}, this group has {}",
-                    offered.role == Role::kNode ? "node" : "rank", offered.index, offered.count,
-                    expected.count));
+    return absl::PermissionDeniedError(fmt::format("it calls itself {} {} of {}, this group has {}",
+                                                   offered.role == Role::kNode ? "node" : "rank",
+                                                   offered.index, offered.count, expected.count));
   }
   if (offered.config_hash != expected.config_hash) {
     return absl::PermissionDeniedError(

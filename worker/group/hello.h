@@ -1,6 +1,6 @@
-// How a process proves that it belongs to the group, on every connection between processes: its first message says who it is and
-// shows the secret; the answer is a welcome or a refusal with the reason. Used by the rendezvous, the supervisors and worker/comm's
-// host group.
+// How a process proves that it belongs to the group, on every connection between processes: its
+// first message says who it is and shows the secret; the answer is a welcome or a refusal with the
+// reason. Used by the rendezvous, the supervisors and worker/comm's host group.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,8 @@
 
 namespace qserve::worker::group {
 
-inline constexpr size_t kMaxHelloBytes = 1024;  // the cap on messages of a peer that is not known yet
+inline constexpr size_t kMaxHelloBytes =
+    1024;  // the cap on messages of a peer that is not known yet
 inline constexpr size_t kMaxSecretBytes = 256;
 inline constexpr size_t kMaxConfigHashBytes = 128;
 
@@ -35,8 +36,9 @@ struct Hello {
 std::string EncodeHello(const Hello& hello);
 std::optional<Hello> DecodeHello(std::string_view bytes);
 
-// OK, or PermissionDenied with the reason for which `offered` is refused by an end that is as `expected` says (its index is not
-// looked at). The secret is compared first, in constant time: who does not know it learns nothing else.
+// OK, or PermissionDenied with the reason for which `offered` is refused by an end that is as
+// `expected` says (its index is not looked at). The secret is compared first, in constant time: who
+// does not know it learns nothing else.
 absl::Status CheckHello(const Hello& offered, const Hello& expected);
 
 struct Welcome {
@@ -46,9 +48,10 @@ struct Welcome {
 std::string EncodeWelcome(const Welcome& welcome);
 std::string EncodeRefusal(bool may_retry, std::string_view why);
 
-// Connects to `to`, says hello, waits for the answer. PermissionDenied when refused for good, ResourceExhausted when it may be
-// tried again (both with the other end's reason), Unavailable when not reached, DeadlineExceeded, Cancelled by `wake_fd`. The
-// channel accepts messages of up to `max_payload` bytes. `welcome` may be null.
+// Connects to `to`, says hello, waits for the answer. PermissionDenied when refused for good,
+// ResourceExhausted when it may be tried again (both with the other end's reason), Unavailable when
+// not reached, DeadlineExceeded, Cancelled by `wake_fd`. The channel accepts messages of up to
+// `max_payload` bytes. `welcome` may be null.
 absl::StatusOr<FrameChannel> SayHello(const Endpoint& to, const Hello& hello, size_t max_payload,
                                       TimePoint deadline, int wake_fd, Welcome* welcome);
 

@@ -1,5 +1,6 @@
-// Where the processes of a group find each other: keys set by one, waited for by others. Implemented by RendezvousClient (and in
-// memory by tests); worker/comm's host group and Gloo connect through it.
+// Where the processes of a group find each other: keys set by one, waited for by others.
+// Implemented by RendezvousClient (and in memory by tests); worker/comm's host group and Gloo
+// connect through it.
 #pragma once
 
 #include <string>

@@ -24,9 +24,8 @@ absl::StatusOr<std::unique_ptr<NodeLink>> NodeLink::Join(const Endpoint& rendezv
   std::string last;
   while (true) {
     Welcome welcome;
-    absl::StatusOr<FrameChannel> channel =
-        SayHello(rendezvous, hello, kMaxFrameBytes, std::min(deadline, Now() + kAttempt), -1,
-                 &welcome);
+    absl::StatusOr<FrameChannel> channel = SayHello(
+        rendezvous, hello, kMaxFrameBytes, std::min(deadline, Now() + kAttempt), -1, &welcome);
     if (channel.ok()) {
       ASSIGN_OR_RETURN(Endpoint local, LocalEndpoint(channel->fd()));
       ASSIGN_OR_RETURN(Endpoint remote, PeerEndpoint(channel->fd()));
@@ -56,10 +55,12 @@ void NodeLink::Read(const std::function<void(const NodeMessage&)>& handler) {
   silence = Duration(0);
   while (true) {
     absl::StatusOr<std::optional<std::string>> frame = channel_.reader().Next();
-    if (!frame.ok()) return handler({NodeMessage::Type::kLost, std::string(frame.status().message())});
+    if (!frame.ok())
+      return handler({NodeMessage::Type::kLost, std::string(frame.status().message())});
     if (!frame->has_value()) break;
     const std::optional<NodeMessage> message = DecodeNodeMessage(**frame);
-    if (!message.has_value()) return handler({NodeMessage::Type::kLost, "it sent something malformed"});
+    if (!message.has_value())
+      return handler({NodeMessage::Type::kLost, "it sent something malformed"});
     handler(*message);
   }
   if (!read.ok()) handler({NodeMessage::Type::kLost, std::string(read.message())});

@@ -1,5 +1,5 @@
-// The connection of another node's supervisor to node 0's: joining the group, then signs of life and news both ways. Used by the
-// supervisor of nodes 1, 2, ..., on its thread.
+// The connection of another node's supervisor to node 0's: joining the group, then signs of life
+// and news both ways. Used by the supervisor of nodes 1, 2, ..., on its thread.
 #pragma once
 
 #include <functional>
@@ -17,8 +17,8 @@ namespace qserve::worker::group {
 
 class NodeLink {
  public:
-  // Tries until it is let in, refused for good (PermissionDenied), out of time (DeadlineExceeded) or woken (Cancelled): nodes may
-  // start in any order, and the name of node 0 may not resolve yet.
+  // Tries until it is let in, refused for good (PermissionDenied), out of time (DeadlineExceeded)
+  // or woken (Cancelled): nodes may start in any order, and the name of node 0 may not resolve yet.
   static absl::StatusOr<std::unique_ptr<NodeLink>> Join(const Endpoint& rendezvous,
                                                         const Hello& hello, TimePoint deadline,
                                                         int wake_fd);

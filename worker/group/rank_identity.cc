@@ -66,8 +66,7 @@ std::string EncodeIdentity(const RankIdentity& identity) {
   writer.Bytes(identity.rendezvous.host);
   writer.U32(identity.rendezvous.port);
   writer.Bytes(identity.bind_host);
-  const auto interval =
-      std::chrono::ceil<std::chrono::milliseconds>(identity.heartbeat_interval);
+  const auto interval = std::chrono::ceil<std::chrono::milliseconds>(identity.heartbeat_interval);
   writer.U32(static_cast<uint32_t>(interval.count()));
   writer.U32(static_cast<uint32_t>(identity.supervisor_pid));
   return writer.Take();
@@ -87,16 +86,16 @@ absl::StatusOr<std::optional<RankIdentity>> RankIdentityFromEnvironment() {
   std::optional<RankIdentity> identity;
   if (got > 0) identity = Decode({bytes.data(), static_cast<size_t>(got)});
   if (!identity.has_value()) {
-    return absl::FailedPreconditionError(
-        fmt::format("{} is set by supervisors for their ranks and must not be set otherwise",
-                    kRankFdVariable));
+    return absl::FailedPreconditionError(fmt::format(
+        "{} is set by supervisors for their ranks and must not be set otherwise", kRankFdVariable));
   }
   unsetenv(kRankFdVariable);
   fcntl(fd, F_SETFD, FD_CLOEXEC);
   identity->control_fd = fd;
   // Gloo writes to sockets without asking for errors instead of the signal.
   signal(SIGPIPE, SIG_IGN);
-  // The supervisor asked for this before it started the program; once more, in case the program was started through another.
+  // The supervisor asked for this before it started the program; once more, in case the program was
+  // started through another.
   if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) return ErrnoStatus("prctl", errno);
   if (getppid() != identity->supervisor_pid) {
     return absl::AbortedError("the supervisor of this rank is gone");

@@ -1,5 +1,6 @@
-// Who a process is in its group, as its supervisor told it. Read once, first thing in main. It travels through an inherited socket
-// (the control socket), whose number alone stands in the environment: the secret is on no command line and in no environment.
+// Who a process is in its group, as its supervisor told it. Read once, first thing in main. It
+// travels through an inherited socket (the control socket), whose number alone stands in the
+// environment: the secret is on no command line and in no environment.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,8 @@ struct RankIdentity {
   std::string config_hash;
   // The rendezvous; of no use (port 0) in a group of one.
   Endpoint rendezvous;
-  // Numeric address of this node's interface to the others: where to listen for inter-rank traffic. Loopback on a single node.
+  // Numeric address of this node's interface to the others: where to listen for inter-rank traffic.
+  // Loopback on a single node.
   std::string bind_host;
   Duration heartbeat_interval = std::chrono::milliseconds(500);
   int supervisor_pid = 0;
@@ -38,9 +40,9 @@ struct RankIdentity {
 // Name of the environment variable with the control socket's number; internal to the project.
 inline constexpr const char* kRankFdVariable = "QSERVE_RANK_FD";
 
-// nullopt when this process was not started by a supervisor. Otherwise arranges that the process dies with its supervisor, ignores
-// SIGPIPE, removes the variable from the environment and returns who it is. Main thread, before other threads exist. An error means
-// that the process must exit.
+// nullopt when this process was not started by a supervisor. Otherwise arranges that the process
+// dies with its supervisor, ignores SIGPIPE, removes the variable from the environment and returns
+// who it is. Main thread, before other threads exist. An error means that the process must exit.
 absl::StatusOr<std::optional<RankIdentity>> RankIdentityFromEnvironment();
 
 // For the supervisor: the first message on the control socket.

@@ -1,4 +1,5 @@
-// A rank as its supervisor sees it: a child process, its end, its signs of life. Used by the supervisor, on its thread.
+// A rank as its supervisor sees it: a child process, its end, its signs of life. Used by the
+// supervisor, on its thread.
 #pragma once
 
 #include <sys/types.h>
@@ -16,9 +17,10 @@ namespace qserve::worker::group {
 
 class RankProcess {
  public:
-  // Runs this program's own binary again with the same arguments, as the rank `identity` says. Must be called by the main thread
-  // of a single-threaded process: the child dies with the thread that made it. The child is in a process group of its own (so that
-  // Ctrl-C reaches the supervisor alone) and has an empty signal mask.
+  // Runs this program's own binary again with the same arguments, as the rank `identity` says. Must
+  // be called by the main thread of a single-threaded process: the child dies with the thread that
+  // made it. The child is in a process group of its own (so that Ctrl-C reaches the supervisor
+  // alone) and has an empty signal mask.
   static absl::StatusOr<RankProcess> Spawn(const RankIdentity& identity,
                                            std::span<char* const> argv);
   RankProcess(RankProcess&&) = default;

@@ -1,5 +1,5 @@
-// A rank's end of the rendezvous: the group's key-value store. Used while a rank starts (host group, Gloo); one thread at a time,
-// Abort from any.
+// A rank's end of the rendezvous: the group's key-value store. Used while a rank starts (host
+// group, Gloo); one thread at a time, Abort from any.
 #pragma once
 
 #include <memory>

@@ -1,5 +1,5 @@
-// What is said on a rendezvous connection after the hello (hello.h): a rank sets and gets keys, a node exchanges NodeMessages.
-// Every frame begins with its FrameType. Private to this room.
+// What is said on a rendezvous connection after the hello (hello.h): a rank sets and gets keys, a
+// node exchanges NodeMessages. Every frame begins with its FrameType. Private to this room.
 #pragma once
 
 #include <cstddef>

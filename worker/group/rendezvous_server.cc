@@ -75,8 +75,8 @@ void RendezvousServer::Tick(Duration elapsed) {
       failed.emplace_back(fd, "it did not introduce itself in time");
     } else if (connection.joined && connection.role == Role::kNode &&
                connection.silence > options_.node_timeout) {
-      failed.emplace_back(fd, fmt::format("it was silent for {:.1f} s",
-                                          ToSeconds(options_.node_timeout)));
+      failed.emplace_back(
+          fd, fmt::format("it was silent for {:.1f} s", ToSeconds(options_.node_timeout)));
     } else if (connection.waiting && now >= connection.wait_deadline) {
       connection.waiting = false;
       if (!Reply(connection, FrameType::kTimedOut)) failed.emplace_back(fd, "send failed");
@@ -169,7 +169,8 @@ bool RendezvousServer::HandleHello(Connection& connection, const std::string& fr
 
 bool RendezvousServer::Refuse(Connection& connection, bool may_retry, const std::string& why) {
   LOG_WARN("rendezvous: {} was refused: {}", connection.peer, why);
-  // The peer must be able to read the reason: closed when it closes, says more, or its time is over.
+  // The peer must be able to read the reason: closed when it closes, says more, or its time is
+  // over.
   connection.refused = true;
   return Send(connection, EncodeRefusal(may_retry, why));
 }
@@ -183,8 +184,8 @@ bool RendezvousServer::HandleSet(Connection& connection, WireReader& reader) {
   const size_t added = key.size() + value.size();
   if ((found == store_.end() && store_.size() >= kMaxKeys) ||
       store_bytes_ - replaced + added > kMaxStoreBytes) {
-    const std::string why = fmt::format("the rendezvous store is full: {} keys, {} bytes",
-                                        store_.size(), store_bytes_);
+    const std::string why =
+        fmt::format("the rendezvous store is full: {} keys, {} bytes", store_.size(), store_bytes_);
     return Reply(connection, FrameType::kFull, &why);
   }
   store_bytes_ = store_bytes_ - replaced + added;
@@ -202,8 +203,7 @@ bool RendezvousServer::HandleGet(Connection& connection, WireReader& reader) {
   if (found != store_.end()) return Reply(connection, FrameType::kValue, &found->second);
   connection.waiting = true;
   connection.wait_key = std::move(key);
-  connection.wait_deadline =
-      std::chrono::steady_clock::now() + std::chrono::milliseconds(wait_ms);
+  connection.wait_deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(wait_ms);
   return true;
 }
 

@@ -1,9 +1,11 @@
-// The rendezvous: a small key-value store over TCP where the processes of a group find each other, and the place where supervisors
-// of other nodes join and stay connected. Owned by node 0's supervisor, run by its event loop, on its thread.
+// The rendezvous: a small key-value store over TCP where the processes of a group find each other,
+// and the place where supervisors of other nodes join and stay connected. Owned by node 0's
+// supervisor, run by its event loop, on its thread.
 //
-// Trust: a connection says nothing that matters before its Hello has been checked: magic, secret (in constant time), generation,
-// config hash, place in the group. Anything malformed closes that connection and nothing else. Everything is bounded: connections,
-// frames, keys, values, the whole store, unsent replies.
+// Trust: a connection says nothing that matters before its Hello has been checked: magic, secret
+// (in constant time), generation, config hash, place in the group. Anything malformed closes that
+// connection and nothing else. Everything is bounded: connections, frames, keys, values, the whole
+// store, unsent replies.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +39,8 @@ struct RendezvousOptions {
 
 class RendezvousServer {
  public:
-  // A message of a joined node; kLost also when its connection ended or fell silent (text says why).
+  // A message of a joined node; kLost also when its connection ended or fell silent (text says
+  // why).
   using NodeHandler = std::function<void(int node, const NodeMessage& message)>;
 
   // `loop` must outlive the server. `on_node` may be empty for a group of one node.
@@ -52,7 +55,8 @@ class RendezvousServer {
   // This end of a joined node's connection: the interface by which nodes reach this one. Needs one.
   Endpoint node_facing_endpoint() const { return node_facing_; }
   void SendToNodes(const NodeMessage& message);
-  // Once per turn of the loop, with the time that turn took: silence is counted only while this process itself was running.
+  // Once per turn of the loop, with the time that turn took: silence is counted only while this
+  // process itself was running.
   void Tick(Duration elapsed);
 
  private:

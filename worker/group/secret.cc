@@ -44,7 +44,8 @@ absl::StatusOr<uint64_t> RandomGeneration() {
 }
 
 bool SecretEquals(std::string_view offered, std::string_view expected) {
-  // Every byte of the offer is looked at, whatever came before; a shorter or empty expectation is read cyclically.
+  // Every byte of the offer is looked at, whatever came before; a shorter or empty expectation is
+  // read cyclically.
   volatile unsigned difference = offered.size() == expected.size() ? 0 : 1;
   for (size_t i = 0; i < offered.size(); ++i) {
     const char other = expected.empty() ? '\0' : expected[i % expected.size()];

@@ -1,5 +1,5 @@
-// Secrets of a group: made from the kernel's random numbers, compared in time that does not depend on where they differ. Used by
-// the rendezvous and by worker/comm's host group. Any thread.
+// Secrets of a group: made from the kernel's random numbers, compared in time that does not depend
+// on where they differ. Used by the rendezvous and by worker/comm's host group. Any thread.
 #pragma once
 
 #include <cstdint>

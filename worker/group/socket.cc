@@ -170,8 +170,8 @@ absl::Status WaitFor(int fd, short events, TimePoint deadline, int wake_fd) {
   while (true) {
     int timeout_ms = -1;
     if (deadline != kNever) {
-      const auto left = std::chrono::ceil<std::chrono::milliseconds>(
-          deadline - std::chrono::steady_clock::now());
+      const auto left =
+          std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
       if (left.count() <= 0) return absl::DeadlineExceededError("timed out");
       timeout_ms = static_cast<int>(std::min<int64_t>(left.count(), 1'000'000));
     }
@@ -206,7 +206,8 @@ absl::StatusOr<UniqueFd> NewWakeFd() {
 
 void SignalWakeFd(int fd) {
   const uint64_t one = 1;
-  // The only possible failure is a counter that is full, and then the descriptor is readable already.
+  // The only possible failure is a counter that is full, and then the descriptor is readable
+  // already.
   [[maybe_unused]] const ssize_t written = write(fd, &one, sizeof(one));
 }
 

@@ -1,5 +1,6 @@
-// TCP sockets with deadlines: listening, connecting, sending whole buffers. Used by the rendezvous, the supervisor and
-// worker/comm's host group. Every socket is non-blocking, close-on-exec and without Nagle's delay. Any thread.
+// TCP sockets with deadlines: listening, connecting, sending whole buffers. Used by the rendezvous,
+// the supervisor and worker/comm's host group. Every socket is non-blocking, close-on-exec and
+// without Nagle's delay. Any thread.
 #pragma once
 
 #include <cstdint>
@@ -53,7 +54,8 @@ absl::StatusOr<UniqueFd> Listen(const Endpoint& at);
 // The next connection; NotFound when there is none.
 absl::StatusOr<UniqueFd> Accept(int listener);
 
-// Unavailable when refused or unreachable, DeadlineExceeded, Cancelled when `wake_fd` (-1: none) becomes readable.
+// Unavailable when refused or unreachable, DeadlineExceeded, Cancelled when `wake_fd` (-1: none)
+// becomes readable.
 absl::StatusOr<UniqueFd> Connect(const Endpoint& to, TimePoint deadline, int wake_fd);
 
 // Numeric addresses of the two ends.

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,45 +20,20 @@
 #include "worker/group/rank_process.h"
 #include "worker/group/rendezvous_server.h"
 #include "worker/group/secret.h"
+#include "worker/group/stop_signals.h"
 
 namespace qserve::worker::group {
 namespace {
 
 constexpr Duration kTick = std::chrono::milliseconds(100);
-// A turn of the loop counts as at most this much silence of others: when this process itself was stopped or starved, the signs of
-// life it missed were not missing.
+// A turn of the loop counts as at most this much silence of others: when this process itself was
+// stopped or starved, the signs of life it missed were not missing.
 constexpr Duration kMaxTurn = std::chrono::milliseconds(500);
 constexpr Duration kJudgeDelay = std::chrono::milliseconds(200);
 constexpr Duration kReapTimeout = std::chrono::seconds(10);
 constexpr Duration kWarnEvery = std::chrono::seconds(60);
 
 TimePoint Now() { return std::chrono::steady_clock::now(); }
-
-// SIGTERM and SIGINT as a descriptor; restores the mask at the end.
-class StopSignals {
- public:
-  StopSignals() {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    sigprocmask(SIG_BLOCK, &set, &before_);
-    fd_.Reset(signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
-  }
-  ~StopSignals() { sigprocmask(SIG_SETMASK, &before_, nullptr); }
-  StopSignals(const StopSignals&) = delete;
-  StopSignals& operator=(const StopSignals&) = delete;
-  int fd() const { return fd_.get(); }
-  // Takes one pending signal; false if there was none.
-  bool Take() {
-    signalfd_siginfo info{};
-    return read(fd_.get(), &info, sizeof(info)) == sizeof(info);
-  }
-
- private:
-  UniqueFd fd_;
-  sigset_t before_{};
-};
 
 class Supervisor {
  public:
@@ -84,7 +58,7 @@ class Supervisor {
   bool is_first_node() const { return options_.node_rank == 0; }
   int local_size() const { return options_.tensor_parallel_size / options_.nodes; }
 
-  // --- start -----------------------------------------------------------------------------------------------------------------
+  // Start.
 
   // Brings the nodes together and settles what ranks are told.
   absl::Status Gather() {
@@ -191,7 +165,7 @@ class Supervisor {
     return absl::OkStatus();
   }
 
-  // --- one turn --------------------------------------------------------------------------------------------------------------
+  // One turn.
 
   void Turn() {
     loop_.RunOnce(kTick);
@@ -245,8 +219,8 @@ class Supervisor {
     }
   }
 
-  // Ends that come together are judged together, and the one killed by a signal is the cause: the others only noticed it, perhaps
-  // before its corpse was seen, perhaps on another node.
+  // Ends that come together are judged together, and the one killed by a signal is the cause: the
+  // others only noticed it, perhaps before its corpse was seen, perhaps on another node.
   void JudgeEnds(TimePoint now) {
     const RankProcess* failed = nullptr;
     for (const size_t index : ended_) {
@@ -306,7 +280,7 @@ class Supervisor {
     Finish(0);
   }
 
-  // --- what happens ----------------------------------------------------------------------------------------------------------
+  // What happens.
 
   void OnSignal() {
     while (signals_.Take()) {
@@ -387,9 +361,10 @@ class Supervisor {
     }
   }
 
-  // --- the end ---------------------------------------------------------------------------------------------------------------
+  // The end.
 
-  // Something of the group is gone, so all of it goes: survivors are told why, have a moment to fail their requests, and are killed.
+  // Something of the group is gone, so all of it goes: survivors are told why, have a moment to
+  // fail their requests, and are killed.
   void Lose(const std::string& reason, int code) {
     if (lost_ || exit_code_) return;
     lost_ = true;
@@ -412,8 +387,8 @@ class Supervisor {
   }
 
   void FinishIfReaped(TimePoint now) {
-    const bool any = std::any_of(ranks_.begin(), ranks_.end(),
-                                 [](const auto& rank) { return rank.running(); });
+    const bool any =
+        std::any_of(ranks_.begin(), ranks_.end(), [](const auto& rank) { return rank.running(); });
     if (!any) return Finish(lost_code_);
     if (now < reap_deadline_) return;
     LOG_ERROR("killed ranks have not gone: {}", ranks_[0].HowEnded());
@@ -450,36 +425,6 @@ class Supervisor {
 };
 
 }  // namespace
-
-absl::Status ValidateGroupOptions(const GroupOptions& options) {
-  const auto wrong = [](const std::string& why) { return absl::InvalidArgumentError(why); };
-  if (options.tensor_parallel_size < 1 || options.tensor_parallel_size > 1024) {
-    return wrong("--tensor-parallel-size must be 1 to 1024");
-  }
-  if (options.nodes < 1) return wrong("--nodes must be at least 1");
-  if (options.tensor_parallel_size % options.nodes != 0) {
-    return wrong(fmt::format("--tensor-parallel-size {} does not divide by --nodes {}",
-                             options.tensor_parallel_size, options.nodes));
-  }
-  if (options.node_rank < 0 || options.node_rank >= options.nodes) {
-    return wrong(fmt::format("--node-rank must be 0 to {}", options.nodes - 1));
-  }
-  if (options.nodes > 1) {
-    if (options.rendezvous.empty()) return wrong("--nodes needs --rendezvous HOST:PORT");
-    const absl::StatusOr<Endpoint> endpoint = ParseEndpoint(options.rendezvous);
-    if (!endpoint.ok()) {
-      return wrong("--rendezvous: " + std::string(endpoint.status().message()));
-    }
-    if (endpoint->port == 0) return wrong("--rendezvous needs a port that the other nodes know");
-  }
-  if (options.user_secret.size() > kMaxSecretBytes) {
-    return wrong(fmt::format("the rendezvous secret is longer than {} bytes", kMaxSecretBytes));
-  }
-  if (options.config_hash.size() > kMaxConfigHashBytes) {
-    return wrong("the configuration hash is too long");
-  }
-  return absl::OkStatus();
-}
 
 int RunSupervisor(const GroupOptions& options, std::span<char* const> argv) {
   const absl::Status valid = ValidateGroupOptions(options);

@@ -1,5 +1,6 @@
-// Encoding of the small messages between supervisors, ranks and the rendezvous: little-endian integers and length-prefixed byte
-// strings. Used by every file of this room and by worker/comm's host group. Any thread; owns nothing but its buffer.
+// Encoding of the small messages between supervisors, ranks and the rendezvous: little-endian
+// integers and length-prefixed byte strings. Used by every file of this room and by worker/comm's
+// host group. Any thread; owns nothing but its buffer.
 #pragma once
 
 #include <cstddef>
@@ -28,8 +29,8 @@ class WireWriter {
   std::string bytes_;
 };
 
-// Reads what WireWriter wrote. Past the end, or for a string longer than allowed, everything is zero or empty from then on and
-// complete() is false: callers read all fields first and ask once.
+// Reads what WireWriter wrote. Past the end, or for a string longer than allowed, everything is
+// zero or empty from then on and complete() is false: callers read all fields first and ask once.
 class WireReader {
  public:
   explicit WireReader(std::string_view bytes) : rest_(bytes) {}

@@ -1,5 +1,5 @@
-// Every transport against the serial sum in rank order, to the bit: sizes around every edge, 1 to 4 ranks, strided rows, both ways
-// of adding; then what happens when a rank aborts or goes away.
+// Every transport against the serial sum in rank order, to the bit: sizes around every edge, 1 to 4
+// ranks, strided rows, both ways of adding; then what happens when a rank aborts or goes away.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -112,9 +112,8 @@ TEST_P(CommunicatorTest, SumsInRankOrderWhateverTheSize) {
     const std::vector<uint32_t> expected = Bits(SerialSum(size(), count));
     group.RunAll([&](int r) {
       std::vector<float> data = Values(r, count);
-      const kernels::Status status = group.rank(r).backend.Run(0, [&] {
-        group.rank(r).communicator->AllReduceSum({data.data(), 1, count, count});
-      });
+      const kernels::Status status = group.rank(r).backend.Run(
+          0, [&] { group.rank(r).communicator->AllReduceSum({data.data(), 1, count, count}); });
       EXPECT_TRUE(status.ok()) << status.message();
       EXPECT_TRUE(Bits(data) == expected) << "rank " << r << ", " << count << " floats";
     });
@@ -155,8 +154,8 @@ TEST_P(CommunicatorTest, GathersColumnsOnRankZero) {
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t c = 0; c < out_stride; ++c) {
         const auto at = static_cast<size_t>(row * (cols + 1) + c % cols);
-        const float want = c < cols * size() ? Values(static_cast<int>(c / cols), rows * (cols + 1))[at]
-                                             : -1.0f;
+        const float want =
+            c < cols * size() ? Values(static_cast<int>(c / cols), rows * (cols + 1))[at] : -1.0f;
         if (c % 97 != 0 && c < cols * size()) continue;  // the oracle is slow; every rank is met
         ASSERT_EQ(out[static_cast<size_t>(row * out_stride + c)], want) << row << ", " << c;
       }
@@ -213,7 +212,8 @@ class LossTest : public ::testing::TestWithParam<Transport> {};
 
 TEST_P(LossTest, AbortEndsAPendingCollectiveAndAllLaterOnes) {
   Group group(GetParam(), 3);
-  // Rank 2 never comes; the others are told, as they are by their heartbeats when the supervisor misses a rank.
+  // Rank 2 never comes; the others are told, as they are by their heartbeats when the supervisor
+  // misses a rank.
   group.RunAll([&](int r) {
     if (r == 2) {
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -223,9 +223,8 @@ TEST_P(LossTest, AbortEndsAPendingCollectiveAndAllLaterOnes) {
     }
     for (int attempt = 0; attempt < 2; ++attempt) {
       std::vector<float> data(100'000);
-      const kernels::Status status = group.rank(r).backend.Run(0, [&] {
-        group.rank(r).communicator->AllReduceSum({data.data(), 1, 100'000, 100'000});
-      });
+      const kernels::Status status = group.rank(r).backend.Run(
+          0, [&] { group.rank(r).communicator->AllReduceSum({data.data(), 1, 100'000, 100'000}); });
       EXPECT_EQ(status.code(), kernels::StatusCode::kDevice) << "rank " << r;
       EXPECT_FALSE(status.message().empty());
     }
@@ -262,7 +261,8 @@ TEST(GlooCommunicator, APeerThatIsGoneIsAnErrorForEveryCollective) {
         // A broadcast may be handed over before the loss is seen; the second one may not.
         for (int i = 0; i < 1000 && call == 0; ++i) communicator.BroadcastIds(ids.data(), 4);
         if (call == 1) communicator.AllReduceSum({data.data(), 1, 64, 64});
-        if (call == 2) communicator.GatherColumns({data.data(), 1, 32, 32}, {data.data(), 1, 64, 64});
+        if (call == 2)
+          communicator.GatherColumns({data.data(), 1, 32, 32}, {data.data(), 1, 64, 64});
       });
       EXPECT_EQ(status.code(), kernels::StatusCode::kDevice) << call;
     });

@@ -1,5 +1,5 @@
-// The host groups between threads and over TCP: messages arrive whole and in order, an idle leader is waited for, deaths and
-// aborts end every wait, strangers do no harm.
+// The host groups between threads and over TCP: messages arrive whole and in order, an idle leader
+// is waited for, deaths and aborts end every wait, strangers do no harm.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
-// A backend that has memory and nothing else, for tests of what moves bytes between ranks. Its memory is host memory; it counts
-// what passes through the copies, and keeps the first failure.
+// A backend that has memory and nothing else, for tests of what moves bytes between ranks. Its
+// memory is host memory; it counts what passes through the copies, and keeps the first failure.
 #pragma once
 
 #include <cstdlib>

@@ -1,4 +1,5 @@
-// The rendezvous over loopback: keys between ranks, who is let in, and what strangers and liars can do (nothing).
+// The rendezvous over loopback: keys between ranks, who is let in, and what strangers and liars can
+// do (nothing).
 #include "worker/group/rendezvous_server.h"
 
 #include <gmock/gmock.h>
@@ -32,12 +33,8 @@ RendezvousOptions Options() {
   return options;
 }
 
-Hello RankHello() {
-  return {Role::kRank, 1, 4, 77, "group secret", "c0ffee"};
-}
-Hello NodeHello() {
-  return {Role::kNode, 1, 2, 0, "user secret", "c0ffee"};
-}
+Hello RankHello() { return {Role::kRank, 1, 4, 77, "group secret", "c0ffee"}; }
+Hello NodeHello() { return {Role::kNode, 1, 2, 0, "user secret", "c0ffee"}; }
 
 // A server with a thread that runs its loop.
 class RendezvousTest : public ::testing::Test {
@@ -149,18 +146,23 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Refused{"WrongSecret", {Role::kRank, 1, 4, 77, "group secreT", "c0ffee"}, "secret"},
         Refused{"NoSecret", {Role::kRank, 1, 4, 77, "", "c0ffee"}, "secret"},
-        Refused{"LongerSecret", {Role::kRank, 1, 4, 77, "group secretgroup secret", "c0ffee"},
+        Refused{"LongerSecret",
+                {Role::kRank, 1, 4, 77, "group secretgroup secret", "c0ffee"},
                 "secret"},
-        Refused{"UserSecretIsNotARanks", {Role::kRank, 1, 4, 77, "user secret", "c0ffee"}, "secret"},
-        Refused{"OldGeneration", {Role::kRank, 1, 4, 76, "group secret", "c0ffee"},
+        Refused{
+            "UserSecretIsNotARanks", {Role::kRank, 1, 4, 77, "user secret", "c0ffee"}, "secret"},
+        Refused{"OldGeneration",
+                {Role::kRank, 1, 4, 76, "group secret", "c0ffee"},
                 "generation 000000000000004c of the group, this is 000000000000004d"},
         Refused{"NoGeneration", {Role::kRank, 1, 4, 0, "group secret", "c0ffee"}, "generation"},
-        Refused{"OtherConfig", {Role::kRank, 1, 4, 77, "group secret", "decaf"},
+        Refused{"OtherConfig",
+                {Role::kRank, 1, 4, 77, "group secret", "decaf"},
                 "hash decaf there, c0ffee here"},
         Refused{"RankTooHigh", {Role::kRank, 4, 4, 77, "group secret", "c0ffee"}, "rank 4 of 4"},
         Refused{"OtherSize", {Role::kRank, 1, 8, 77, "group secret", "c0ffee"}, "this group has 4"},
         Refused{"NodeWithRanksSecret", {Role::kNode, 1, 2, 0, "group secret", "c0ffee"}, "secret"},
-        Refused{"NodeOfOtherConfig", {Role::kNode, 1, 2, 0, "user secret", "decaf"},
+        Refused{"NodeOfOtherConfig",
+                {Role::kNode, 1, 2, 0, "user secret", "decaf"},
                 "hash decaf there, c0ffee here"}),
     [](const auto& param) { return param.param.name; });
 
@@ -243,8 +245,8 @@ TEST_F(RendezvousTest, ASilentNodeIsLost) {
 TEST(Endpoint, ParsesHostAndPort) {
   EXPECT_EQ(ParseEndpoint("node-0.qserve:7000")->ToString(), "node-0.qserve:7000");
   EXPECT_EQ(ParseEndpoint("[::1]:0")->ToString(), "[::1]:0");
-  for (const char* wrong :
-       {"", ":", "host", "host:", ":1", "host:65536", "host:-1", "host:1x", "::1:5", "[]:5", "[x:5"}) {
+  for (const char* wrong : {"", ":", "host", "host:", ":1", "host:65536", "host:-1", "host:1x",
+                            "::1:5", "[]:5", "[x:5"}) {
     EXPECT_FALSE(ParseEndpoint(wrong).ok()) << wrong;
   }
 }
