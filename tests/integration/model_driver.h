@@ -1,5 +1,6 @@
-// A scheduler that does what a test tells it: turns requests into plans for a StepExecutor under a given schedule and collects what was
-// drawn. Blocks are never shared between sequences unless the schedule says so. Test programs only.
+// A scheduler that does what a test tells it: turns requests into plans for a StepExecutor under a
+// given schedule and collects what was drawn. Blocks are never shared between sequences unless the
+// schedule says so. Test programs only.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +35,8 @@ struct Schedule {
   bool pipelined = false;        // the next step is enqueued before the last one is read
   // Steps before which every running sequence is put out and begins anew (not with pipelined).
   std::set<int> preempt_before;
-  // The second and later requests reuse this many blocks of the first one's prompt, which they must share.
+  // The second and later requests reuse this many blocks of the first one's prompt, which they must
+  // share.
   int32_t shared_blocks = 0;
 };
 
@@ -42,14 +44,16 @@ using Drawn = std::vector<plan::SampledToken>;
 
 class Driver {
  public:
-  Driver(exec::StepExecutor& executor, const Schedule& schedule) : executor_(executor), schedule_(schedule) {
+  Driver(exec::StepExecutor& executor, const Schedule& schedule)
+      : executor_(executor), schedule_(schedule) {
     budget_ = std::min(schedule.budget, executor.limits().max_step_tokens);
   }
 
   // The tokens of every request, in their order.
   absl::StatusOr<std::vector<Drawn>> Run(const std::vector<Request>& requests) {
     sequences_.clear();
-    for (const Request& request : requests) sequences_.push_back({.request = &request, .tokens = request.prompt});
+    for (const Request& request : requests)
+      sequences_.push_back({.request = &request, .tokens = request.prompt});
     while (!AllDone()) {
       plan::StepPlan next = Plan();
       if (next.rows.empty() && next.ends.empty()) {
@@ -81,17 +85,20 @@ class Driver {
     Drawn drawn;
     std::optional<int32_t> slot;
     std::vector<plan::BlockId> blocks;
-    int32_t planned = 0;    // positions given to steps
-    int32_t pending = 0;    // tokens drawn by steps in flight
+    int32_t planned = 0;  // positions given to steps
+    int32_t pending = 0;  // tokens drawn by steps in flight
     bool ended = false;
 
     int32_t known() const { return static_cast<int32_t>(tokens.size()) + pending; }
-    int32_t limit() const { return static_cast<int32_t>(request->prompt.size()) + request->max_tokens; }
+    int32_t limit() const {
+      return static_cast<int32_t>(request->prompt.size()) + request->max_tokens;
+    }
     bool complete() const { return known() >= limit(); }
   };
 
   bool AllDone() const {
-    return std::all_of(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return s.ended; });
+    return std::all_of(sequences_.begin(), sequences_.end(),
+                       [](const Sequence& s) { return s.ended; });
   }
 
   plan::StepPlan Plan() {
@@ -124,7 +131,8 @@ class Driver {
   void PreemptAll(plan::StepPlan& next) {
     for (Sequence& sequence : sequences_) {
       if (!sequence.slot || sequence.complete()) continue;
-      const bool in_prefill = sequence.planned < static_cast<int32_t>(sequence.request->prompt.size());
+      const bool in_prefill =
+          sequence.planned < static_cast<int32_t>(sequence.request->prompt.size());
       ++(in_prefill ? preemptions_in_prefill_ : preemptions_in_decode_);
       End(sequence, next);
       sequence.ended = false;
@@ -135,7 +143,8 @@ class Driver {
     if (used_slots_.size() >= schedule_.concurrency) return false;
     int32_t slot = 0;
     while (used_slots_.contains(slot)) ++slot;
-    const auto count = static_cast<int32_t>((sequence.limit() + plan::kBlockTokens - 1) / plan::kBlockTokens);
+    const auto count =
+        static_cast<int32_t>((sequence.limit() + plan::kBlockTokens - 1) / plan::kBlockTokens);
     if (slot >= executor_.limits().slots) return false;
     used_slots_.insert(slot);
     sequence.slot = slot;
@@ -154,9 +163,11 @@ class Driver {
     return true;
   }
 
-  // Blocks come from one end of the pool, a new region each time, backwards: neighbours in a sequence are not neighbours in memory.
+  // Blocks come from one end of the pool, a new region each time, backwards: neighbours in a
+  // sequence are not neighbours in memory.
   void TakeBlocks(Sequence& sequence, int32_t count, int32_t shared) {
-    sequence.blocks.assign(sequences_.front().blocks.begin(), sequences_.front().blocks.begin() + shared);
+    sequence.blocks.assign(sequences_.front().blocks.begin(),
+                           sequences_.front().blocks.begin() + shared);
     for (int32_t i = shared; i < count; ++i) {
       sequence.blocks.emplace_back(executor_.limits().blocks - 1 - next_block_);
       next_block_ = (next_block_ + 1) % executor_.limits().blocks;
@@ -189,8 +200,9 @@ class Driver {
     committed_step_ = oldest.step;
     committed_digest_ = plan::DigestTokens(result);
     for (const plan::SampledToken& token : result.tokens) {
-      const auto owner = std::find_if(sequences_.begin(), sequences_.end(),
-                                      [&](const Sequence& s) { return s.slot == token.slot.value(); });
+      const auto owner = std::find_if(sequences_.begin(), sequences_.end(), [&](const Sequence& s) {
+        return s.slot == token.slot.value();
+      });
       if (owner == sequences_.end()) return absl::InternalError("a token of nobody");
       owner->tokens.push_back(token.id);
       owner->drawn.push_back(token);
@@ -225,7 +237,9 @@ class BroadcastingExecutor final : public exec::StepExecutor {
     RETURN_IF_ERROR(group_.Broadcast(plan::Encode(step)));
     return executor_.Enqueue(step);
   }
-  absl::StatusOr<plan::StepResult> Await(plan::StepId step) override { return executor_.Await(step); }
+  absl::StatusOr<plan::StepResult> Await(plan::StepId step) override {
+    return executor_.Await(step);
+  }
 
  private:
   exec::StepExecutor& executor_;

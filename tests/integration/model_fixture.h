@@ -1,4 +1,5 @@
-// What the model tests share: random model directories in a temporary folder, thread groups of ranks. Test programs only.
+// What the model tests share: random model directories in a temporary folder, thread groups of
+// ranks. Test programs only.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// Logits of every supported family against transformers (tests/golden/models): fp32 weights, fp32 keys and values. Whole prompts,
-// chunks, decodes and tensor-parallel groups must all agree with it.
+// Logits of every supported family against transformers (tests/golden/models): fp32 weights, fp32
+// keys and values. Whole prompts, chunks, decodes and tensor-parallel groups must all agree with
+// it.
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -24,12 +25,12 @@ using worker::exec::DirectRunnerOptions;
 
 constexpr double kTolerance = 1e-4;
 
-constexpr const char* kModels[] = {"llama-2",      "llama-3",  "llama-3.1", "llama-3.2", "llama-bias",
-                                   "llama-linear", "llama-yarn", "mistral",   "yi",        "qwen-1.5",
-                                   "qwen-2.5",     "qwen-2-window", "qwen-2.5-yarn", "qwen-3"};
+constexpr const char* kModels[] = {
+    "llama-2", "llama-3", "llama-3.1", "llama-3.2", "llama-bias",    "llama-linear",  "llama-yarn",
+    "mistral", "yi",      "qwen-1.5",  "qwen-2.5",  "qwen-2-window", "qwen-2.5-yarn", "qwen-3"};
 
 struct Golden {
-  std::string folder;
+  std::string path;  // what its files begin with
   std::vector<int32_t> prompt;
   std::vector<float> logits;
   int64_t vocabulary = 0;
@@ -37,9 +38,9 @@ struct Golden {
 
 Golden ReadGolden(const std::string& name) {
   Golden golden;
-  golden.folder = "tests/golden/models/" + name;
-  golden.prompt = json::parse(ReadText(golden.folder + "/prompt.json")).get<std::vector<int32_t>>();
-  const std::string bytes = ReadText(golden.folder + "/logits.bin");
+  golden.path = "tests/golden/models/" + name;
+  golden.prompt = json::parse(ReadText(golden.path + ".prompt.json")).get<std::vector<int32_t>>();
+  const std::string bytes = ReadText(golden.path + ".logits.bin");
   golden.logits.resize(bytes.size() / sizeof(float));
   std::memcpy(golden.logits.data(), bytes.data(), bytes.size());
   golden.vocabulary = std::ssize(golden.logits) / std::ssize(golden.prompt);
@@ -47,7 +48,10 @@ Golden ReadGolden(const std::string& name) {
 }
 
 DirectRunnerOptions FullPrecision() {
-  return {.max_tokens = 64, .kv_cache = worker::exec::KvCacheType::kFp32, .weights = {}, .observer = nullptr};
+  return {.max_tokens = 64,
+          .kv_cache = worker::exec::KvCacheType::kFp32,
+          .weights = {},
+          .observer = nullptr};
 }
 
 std::unique_ptr<Checkpoint> WriteAndOpen(const TemporaryFolder& folder, const std::string& config) {
@@ -60,7 +64,8 @@ std::unique_ptr<Checkpoint> WriteAndOpen(const TemporaryFolder& folder, const st
   return *std::move(checkpoint);
 }
 
-std::vector<float> LogitsOf(const Checkpoint& checkpoint, const std::vector<int32_t>& prompt, int64_t chunk = 0) {
+std::vector<float> LogitsOf(const Checkpoint& checkpoint, const std::vector<int32_t>& prompt,
+                            int64_t chunk = 0) {
   const auto backend = MakeCpu();
   worker::comm::LocalCommunicator alone(backend.get());
   auto runner = DirectRunner::Create(checkpoint, *backend, alone, FullPrecision());
@@ -96,11 +101,13 @@ INSTANTIATE_TEST_SUITE_P(Families, ModelGolden, ::testing::ValuesIn(kModels), []
 TEST_P(ModelGolden, AgreesWithTransformersInChunksOfAnySize) {
   const Golden golden = ReadGolden(GetParam());
   const TemporaryFolder folder;
-  const auto checkpoint = WriteAndOpen(folder, ReadText(golden.folder + "/config.json"));
+  const auto checkpoint = WriteAndOpen(folder, ReadText(golden.path + ".config.json"));
   const std::vector<float> whole = LogitsOf(*checkpoint, golden.prompt);
   EXPECT_LT(WorstError(whole, golden.logits, golden.vocabulary), kTolerance);
   for (const int64_t chunk : {1, 7}) {
-    EXPECT_LT(WorstError(LogitsOf(*checkpoint, golden.prompt, chunk), golden.logits, golden.vocabulary), kTolerance)
+    EXPECT_LT(
+        WorstError(LogitsOf(*checkpoint, golden.prompt, chunk), golden.logits, golden.vocabulary),
+        kTolerance)
         << "chunks of " << chunk;
   }
 }
@@ -108,8 +115,8 @@ TEST_P(ModelGolden, AgreesWithTransformersInChunksOfAnySize) {
 TEST_P(ModelGolden, ConfigurationOfTransformersFiveIsTheSameModel) {
   const Golden golden = ReadGolden(GetParam());
   const TemporaryFolder folder;
-  const auto four = WriteAndOpen(folder, ReadText(golden.folder + "/config.json"));
-  const auto five = WriteAndOpen(folder, ReadText(golden.folder + "/config.v5.json"));
+  const auto four = WriteAndOpen(folder, ReadText(golden.path + ".config.json"));
+  const auto five = WriteAndOpen(folder, ReadText(golden.path + ".config.v5.json"));
   EXPECT_EQ(four->config().sliding_window, five->config().sliding_window);
   EXPECT_EQ(LogitsOf(*four, golden.prompt), LogitsOf(*five, golden.prompt));
 }
@@ -117,7 +124,7 @@ TEST_P(ModelGolden, ConfigurationOfTransformersFiveIsTheSameModel) {
 TEST_P(ModelGolden, TensorParallelRanksAgreeWithTransformers) {
   const Golden golden = ReadGolden(GetParam());
   const TemporaryFolder folder;
-  const auto checkpoint = WriteAndOpen(folder, ReadText(golden.folder + "/config.json"));
+  const auto checkpoint = WriteAndOpen(folder, ReadText(golden.path + ".config.json"));
   for (const int size : {2, 4}) {
     if (checkpoint->config().heads % size != 0) continue;
     worker::comm::ThreadHub hub(size);
@@ -149,11 +156,12 @@ TEST(ModelGoldenSensitivity, EveryFeatureMovesTheLogits) {
   };
   for (const auto& [name, change] : changes) {
     const Golden golden = ReadGolden(name);
-    json config = json::parse(ReadText(golden.folder + "/config.json"));
+    json config = json::parse(ReadText(golden.path + ".config.json"));
     for (const auto& [key, value] : change.items()) config[key] = value;
     const TemporaryFolder folder;
     const auto checkpoint = WriteAndOpen(folder, config.dump());
-    EXPECT_GT(WorstError(LogitsOf(*checkpoint, golden.prompt), golden.logits, golden.vocabulary), 10 * kTolerance)
+    EXPECT_GT(WorstError(LogitsOf(*checkpoint, golden.prompt), golden.logits, golden.vocabulary),
+              10 * kTolerance)
         << name << " " << change;
   }
 }

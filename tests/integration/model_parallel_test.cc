@@ -1,5 +1,5 @@
-// Tensor parallelism on the demo model, ranks as threads: equal greedy tokens in full precision, determinism within a degree in W4A8,
-// and groups that disagree end instead of going on.
+// Tensor parallelism on the demo model, ranks as threads: equal greedy tokens in full precision,
+// determinism within a degree in W4A8, and groups that disagree end instead of going on.
 #include <memory>
 #include <mutex>
 #include <string>
@@ -39,7 +39,8 @@ ExecutorOptions Options(int size, LoadQuantization quantization) {
   options.max_model_len = 256;
   options.kv_cache_memory = int64_t{64} << 20;
   options.quantize = quantization;
-  if (quantization == LoadQuantization::kNone) options.kv_cache_dtype = worker::exec::KvCacheType::kFp32;
+  if (quantization == LoadQuantization::kNone)
+    options.kv_cache_dtype = worker::exec::KvCacheType::kFp32;
   return options;
 }
 
@@ -67,7 +68,8 @@ struct Outcome {
   std::vector<int64_t> checkpoint_bytes;
 };
 
-// A whole group: rank 0 drives, the others follow. `change` may spoil one rank's options, `digest_error` the leader's plans.
+// A whole group: rank 0 drives, the others follow. `change` may spoil one rank's options,
+// `digest_error` the leader's plans.
 Outcome RunGroup(const ExecutorOptions& base, const Schedule& schedule, uint64_t digest_error = 0,
                  const std::function<void(int rank, ExecutorOptions&)>& change = {}) {
   const int size = base.tensor_parallel_size;
@@ -82,9 +84,11 @@ Outcome RunGroup(const ExecutorOptions& base, const Schedule& schedule, uint64_t
     ExecutorOptions options = base;
     options.rank = index;
     if (change) change(index, options);
-    auto rank = Rank::Create(options, group, [&](kernels::Backend& backend) -> absl::StatusOr<std::unique_ptr<Communicator>> {
-      return std::make_unique<ThreadCommunicator>(&hub, index, &backend);
-    });
+    auto rank = Rank::Create(
+        options, group,
+        [&](kernels::Backend& backend) -> absl::StatusOr<std::unique_ptr<Communicator>> {
+          return std::make_unique<ThreadCommunicator>(&hub, index, &backend);
+        });
     outcome.created[static_cast<size_t>(index)] = rank.status();
     if (!rank.ok()) return;
     outcome.checkpoint_bytes[static_cast<size_t>(index)] = (*rank)->description().checkpoint_bytes;
@@ -127,11 +131,13 @@ TEST(ModelParallel, FullPrecisionGivesEqualTokensAtEveryDegree) {
 }
 
 TEST(ModelParallel, QuantizedTokensDependOnTheDegreeAlone) {
-  for (const LoadQuantization scheme : {LoadQuantization::kRtnGroup128, LoadQuantization::kRtnPerChannel}) {
+  for (const LoadQuantization scheme :
+       {LoadQuantization::kRtnGroup128, LoadQuantization::kRtnPerChannel}) {
     for (const int size : {2, 4}) {
       const Outcome whole = RunGroup(Options(size, scheme), {});
       const Outcome chunked = RunGroup(Options(size, scheme), {.budget = 33, .pipelined = true});
-      const Outcome preempted = RunGroup(Options(size, scheme), {.budget = 64, .preempt_before = {3, 8}});
+      const Outcome preempted =
+          RunGroup(Options(size, scheme), {.budget = 64, .preempt_before = {3, 8}});
       ASSERT_TRUE(whole.drawn.ok()) << whole.drawn.status();
       ASSERT_TRUE(chunked.drawn.ok()) << chunked.drawn.status();
       ASSERT_TRUE(preempted.drawn.ok()) << preempted.drawn.status();
@@ -154,16 +160,18 @@ TEST(ModelParallel, EachRankReadsItsSharesOnly) {
 }
 
 TEST(ModelParallel, OtherCommittedTokensEndTheGroup) {
-  const Outcome outcome = RunGroup(Options(2, LoadQuantization::kRtnGroup128), {.budget = 64}, /*digest_error=*/1);
+  const Outcome outcome =
+      RunGroup(Options(2, LoadQuantization::kRtnGroup128), {.budget = 64}, /*digest_error=*/1);
   EXPECT_EQ(outcome.drawn.status().code(), absl::StatusCode::kDataLoss) << outcome.drawn.status();
   EXPECT_EQ(outcome.followers[1].code(), absl::StatusCode::kDataLoss) << outcome.followers[1];
   EXPECT_THAT(std::string(outcome.followers[1].message()), HasSubstr("rank 1"));
 }
 
 TEST(ModelParallel, DifferentOptionsAreRefusedOnEveryRank) {
-  const Outcome outcome = RunGroup(Options(2, LoadQuantization::kNone), {}, 0, [](int rank, ExecutorOptions& options) {
-    if (rank == 1) options.max_num_seqs = 9;
-  });
+  const Outcome outcome =
+      RunGroup(Options(2, LoadQuantization::kNone), {}, 0, [](int rank, ExecutorOptions& options) {
+        if (rank == 1) options.max_num_seqs = 9;
+      });
   for (const absl::Status& status : outcome.created) {
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
   }
@@ -172,9 +180,10 @@ TEST(ModelParallel, DifferentOptionsAreRefusedOnEveryRank) {
 TEST(ModelParallel, DegreesThatDoNotCutTheModelAreRefused) {
   const Outcome outcome = RunGroup(Options(3, LoadQuantization::kNone), {});
   for (const absl::Status& status : outcome.created) EXPECT_FALSE(status.ok());
-  EXPECT_TRUE(std::any_of(outcome.created.begin(), outcome.created.end(), [](const absl::Status& status) {
-    return std::string(status.message()).find("legal sizes: 1, 2, 4") != std::string::npos;
-  }));
+  EXPECT_TRUE(
+      std::any_of(outcome.created.begin(), outcome.created.end(), [](const absl::Status& status) {
+        return std::string(status.message()).find("legal sizes: 1, 2, 4") != std::string::npos;
+      }));
 }
 
 }  // namespace

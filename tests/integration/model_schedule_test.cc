@@ -1,5 +1,6 @@
-// Schedule-independence on the demo model, quantized at load to W4A8 with a KV4 cache: whatever the chunks, the company, the
-// preemptions, prefix hits, threads and instruction sets, a request gives the same tokens and log-probabilities to the bit.
+// Schedule-independence on the demo model, quantized at load to W4A8 with a KV4 cache: whatever the
+// chunks, the company, the preemptions, prefix hits, threads and instruction sets, a request gives
+// the same tokens and log-probabilities to the bit.
 #include <memory>
 #include <string>
 #include <vector>
@@ -54,20 +55,34 @@ std::vector<int32_t> Tokens(int count, uint32_t seed) {
 std::vector<Request> Requests() {
   std::vector<Request> requests;
   requests.push_back({.prompt = Tokens(70, 1), .sampling = {.temperature = 0, .logprobs = 5}});
-  requests.push_back({.prompt = Tokens(1, 2), .sampling = {.temperature = 1, .seed = 7, .logprobs = 0}});
+  requests.push_back(
+      {.prompt = Tokens(1, 2), .sampling = {.temperature = 1, .seed = 7, .logprobs = 0}});
   requests.push_back({.prompt = Tokens(130, 3),
-                      .sampling = {.temperature = 0.8f, .top_k = 40, .top_p = 0.9f, .min_p = 0.01f, .seed = 11,
+                      .sampling = {.temperature = 0.8f,
+                                   .top_k = 40,
+                                   .top_p = 0.9f,
+                                   .min_p = 0.01f,
+                                   .seed = 11,
                                    .logprobs = 3}});
   requests.push_back({.prompt = Tokens(64, 4),
-                      .sampling = {.temperature = 1.3f, .repetition_penalty = 1.2f, .presence_penalty = 0.5f,
-                                   .frequency_penalty = 0.3f, .seed = 13, .min_tokens = 4, .banned_ids = {1},
+                      .sampling = {.temperature = 1.3f,
+                                   .repetition_penalty = 1.2f,
+                                   .presence_penalty = 0.5f,
+                                   .frequency_penalty = 0.3f,
+                                   .seed = 13,
+                                   .min_tokens = 4,
+                                   .banned_ids = {1},
                                    .logit_bias = {{5, 2.0f}, {9, -3.0f}}}});
   requests.push_back({.prompt = Tokens(270, 5), .sampling = {.temperature = 0, .logprobs = 1}});
-  requests.push_back({.prompt = Tokens(130, 3), .sampling = {.temperature = 1, .seed = 11}, .max_tokens = 8, .candidate = 1});
+  requests.push_back({.prompt = Tokens(130, 3),
+                      .sampling = {.temperature = 1, .seed = 11},
+                      .max_tokens = 8,
+                      .candidate = 1});
   return requests;
 }
 
-std::vector<Drawn> Draw(Rank& rank, const Schedule& schedule, const std::vector<Request>& requests) {
+std::vector<Drawn> Draw(Rank& rank, const Schedule& schedule,
+                        const std::vector<Request>& requests) {
   ModelExecutor executor(rank);
   Driver driver(executor, schedule);
   auto drawn = driver.Run(requests);
@@ -83,14 +98,16 @@ std::vector<Drawn> Alone(Rank& rank) {
 }
 
 TEST(ModelSchedule, TokensDoNotDependOnChunksOrCompany) {
-  for (const LoadQuantization scheme : {LoadQuantization::kRtnGroup128, LoadQuantization::kRtnPerChannel}) {
+  for (const LoadQuantization scheme :
+       {LoadQuantization::kRtnGroup128, LoadQuantization::kRtnPerChannel}) {
     const auto rank = MakeRank(Options(scheme));
     const std::vector<Drawn> alone = Alone(*rank);
     for (const Drawn& drawn : alone) EXPECT_EQ(drawn.size(), 8u);
     EXPECT_NE(alone[2], alone[5]);  // another candidate draws other tokens
     EXPECT_EQ(alone[0].front().top.size(), 5u);
     for (const int64_t budget : {int64_t{7}, int64_t{64}, int64_t{1024}}) {
-      EXPECT_EQ(Draw(*rank, {.budget = budget}, Requests()), alone) << "crowd, chunks of " << budget;
+      EXPECT_EQ(Draw(*rank, {.budget = budget}, Requests()), alone)
+          << "crowd, chunks of " << budget;
     }
     EXPECT_EQ(Draw(*rank, {.budget = 64, .concurrency = 2}, Requests()), alone);
     EXPECT_EQ(Draw(*rank, {.budget = 64, .pipelined = true}, Requests()), alone);
@@ -116,8 +133,10 @@ TEST(ModelSchedule, PrefixHitGivesTheTokensOfAMiss) {
   Request first = Requests()[2], second = Requests()[2];
   second.prompt.resize(128);  // shares two whole blocks, then goes on differently
   for (const int32_t token : {17, 4, 99}) second.prompt.push_back(token);
-  const std::vector<Drawn> miss = {Draw(*rank, {}, {first}).front(), Draw(*rank, {}, {second}).front()};
-  // One after the other would end the first before the second takes its blocks: the budget lets the first one's prompt pass first.
+  const std::vector<Drawn> miss = {Draw(*rank, {}, {first}).front(),
+                                   Draw(*rank, {}, {second}).front()};
+  // One after the other would end the first before the second takes its blocks: the budget lets the
+  // first one's prompt pass first.
   EXPECT_EQ(Draw(*rank, {.budget = 130, .shared_blocks = 2}, {first, second}), miss);
 }
 

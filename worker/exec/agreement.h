@@ -13,7 +13,8 @@ namespace qserve::worker::exec {
 // The smallest of all ranks' values, on every rank.
 absl::StatusOr<int64_t> AgreeOnMinimum(comm::HostGroup& group, int64_t value);
 
-// FailedPrecondition on every rank if they do not all bring the same value; names `what` and the ranks that differ from rank 0.
+// FailedPrecondition on every rank if they do not all bring the same value; names `what` and the
+// ranks that differ from rank 0.
 absl::Status RequireEqual(comm::HostGroup& group, std::string_view what, uint64_t value);
 
 }  // namespace qserve::worker::exec

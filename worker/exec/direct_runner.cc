@@ -19,41 +19,49 @@ DirectRunner::DirectRunner(const checkpoint::ModelConfig& config, kernels::Backe
       backend_(backend),
       communicator_(communicator),
       max_tokens_(max_tokens),
-      block_table_(static_cast<size_t>((max_tokens + plan::kBlockTokens - 1) / plan::kBlockTokens)) {
+      block_table_(
+          static_cast<size_t>((max_tokens + plan::kBlockTokens - 1) / plan::kBlockTokens)) {
   std::iota(block_table_.begin(), block_table_.end(), 0);
 }
 
-absl::StatusOr<std::unique_ptr<DirectRunner>> DirectRunner::Create(const checkpoint::Checkpoint& checkpoint,
-                                                                   kernels::Backend& backend,
-                                                                   comm::Communicator& communicator,
-                                                                   const DirectRunnerOptions& options) {
+absl::StatusOr<std::unique_ptr<DirectRunner>> DirectRunner::Create(
+    const checkpoint::Checkpoint& checkpoint, kernels::Backend& backend,
+    comm::Communicator& communicator, const DirectRunnerOptions& options) {
   const checkpoint::ModelConfig& config = checkpoint.config();
   if (options.max_tokens < 1 || options.max_tokens > config.max_position_embeddings) {
-    return absl::InvalidArgumentError(fmt::format("sequences of {} tokens, the model has {} positions",
-                                                  options.max_tokens, config.max_position_embeddings));
+    return absl::InvalidArgumentError(
+        fmt::format("sequences of {} tokens, the model has {} positions", options.max_tokens,
+                    config.max_position_embeddings));
   }
-  std::unique_ptr<DirectRunner> runner(new DirectRunner(config, backend, communicator, options.max_tokens));
-  ASSIGN_OR_RETURN(const model::Shard shard, model::MakeShard(config, communicator.rank(), communicator.size()));
+  std::unique_ptr<DirectRunner> runner(
+      new DirectRunner(config, backend, communicator, options.max_tokens));
+  ASSIGN_OR_RETURN(const model::Shard shard,
+                   model::MakeShard(config, communicator.rank(), communicator.size()));
   const auto formats = LayerKvFormats(config, options.kv_cache, options.weights.quantization);
-  ASSIGN_OR_RETURN(runner->kv_cache_, KvCache::Create(backend, KvCache::Shapes(config, shard, formats),
-                                                      static_cast<int32_t>(runner->block_table_.size())));
-  ASSIGN_OR_RETURN(model::ModelWeights weights, model::LoadWeights(checkpoint, shard, backend, options.weights));
-  ASSIGN_OR_RETURN(runner->model_, model::Llama::Create(config, shard, std::move(weights), backend, communicator,
-                                                        {.max_step_tokens = options.max_tokens,
-                                                         .max_logit_rows = options.max_tokens,
-                                                         .slots = 1,
-                                                         .max_positions = options.max_tokens,
-                                                         .observer = options.observer}));
+  ASSIGN_OR_RETURN(runner->kv_cache_,
+                   KvCache::Create(backend, KvCache::Shapes(config, shard, formats),
+                                   static_cast<int32_t>(runner->block_table_.size())));
+  ASSIGN_OR_RETURN(model::ModelWeights weights,
+                   model::LoadWeights(checkpoint, shard, backend, options.weights));
+  ASSIGN_OR_RETURN(runner->model_,
+                   model::Llama::Create(config, shard, std::move(weights), backend, communicator,
+                                        {.max_step_tokens = options.max_tokens,
+                                         .max_logit_rows = options.max_tokens,
+                                         .slots = 1,
+                                         .max_positions = options.max_tokens,
+                                         .observer = options.observer}));
   return runner;
 }
 
-absl::StatusOr<std::vector<float>> DirectRunner::Logits(std::span<const int32_t> token_ids, int64_t chunk) {
+absl::StatusOr<std::vector<float>> DirectRunner::Logits(std::span<const int32_t> token_ids,
+                                                        int64_t chunk) {
   const int64_t tokens = std::ssize(token_ids);
   if (tokens > max_tokens_) {
     return absl::InvalidArgumentError(fmt::format("{} tokens, at most {}", tokens, max_tokens_));
   }
   for (const int32_t id : token_ids) {
-    if (id < 0 || id >= config_.vocab_size) return absl::InvalidArgumentError(fmt::format("token {}", id));
+    if (id < 0 || id >= config_.vocab_size)
+      return absl::InvalidArgumentError(fmt::format("token {}", id));
   }
   if (chunk <= 0) chunk = tokens;
   std::vector<float> logits;
@@ -61,20 +69,25 @@ absl::StatusOr<std::vector<float>> DirectRunner::Logits(std::span<const int32_t>
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t count = std::min(chunk, tokens - begin);
     float* const out = logits.empty() ? nullptr : logits.data() + begin * config_.vocab_size;
-    RETURN_IF_ERROR(RunChunk(token_ids.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)), begin, out));
+    RETURN_IF_ERROR(RunChunk(
+        token_ids.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)), begin, out));
   }
   return logits;
 }
 
-absl::Status DirectRunner::RunChunk(std::span<const int32_t> token_ids, int64_t first_position, float* logits) {
+absl::Status DirectRunner::RunChunk(std::span<const int32_t> token_ids, int64_t first_position,
+                                    float* logits) {
   const int64_t count = std::ssize(token_ids);
   std::vector<int32_t> rows(static_cast<size_t>(count));
   std::iota(rows.begin(), rows.end(), 0);
-  const std::vector<kernels::SequenceSpan> sequences = {
-      {.first_row = 0, .row_count = count, .first_position = first_position, .block_table = block_table_}};
+  const std::vector<kernels::SequenceSpan> sequences = {{.first_row = 0,
+                                                         .row_count = count,
+                                                         .first_position = first_position,
+                                                         .block_table = block_table_}};
   RETURN_IF_ERROR(model::ToAbsl(backend_.Run(0, [&] {
-    model_->Forward({.token_ids = token_ids, .sequences = sequences, .logit_rows = rows, .sampling = {}},
-                    kv_cache_->layers(), nullptr);
+    model_->Forward(
+        {.token_ids = token_ids, .sequences = sequences, .logit_rows = rows, .sampling = {}},
+        kv_cache_->layers(), nullptr);
   })));
   if (logits == nullptr) return absl::OkStatus();
   for (int64_t row = 0; row < count; ++row) {

@@ -1,4 +1,5 @@
-// A model without plans or slots: token ids in, logits out. For tests, calibration and perplexity; one thread.
+// A model without plans or slots: token ids in, logits out. For tests, calibration and perplexity;
+// one thread.
 #pragma once
 
 #include <cstdint>
@@ -25,22 +26,23 @@ struct DirectRunnerOptions {
 
 class DirectRunner {
  public:
-  // References must outlive the runner. The communicator says which shard is loaded; every rank of a group calls the same.
-  static absl::StatusOr<std::unique_ptr<DirectRunner>> Create(const checkpoint::Checkpoint& checkpoint,
-                                                              kernels::Backend& backend,
-                                                              comm::Communicator& communicator,
-                                                              const DirectRunnerOptions& options);
+  // References must outlive the runner. The communicator says which shard is loaded; every rank of
+  // a group calls the same.
+  static absl::StatusOr<std::unique_ptr<DirectRunner>> Create(
+      const checkpoint::Checkpoint& checkpoint, kernels::Backend& backend,
+      comm::Communicator& communicator, const DirectRunnerOptions& options);
 
-  // Logits [tokens][vocabulary] behind every token of a sequence that begins at position 0, computed in steps of `chunk` tokens (0:
-  // one step). On rank 0; empty elsewhere. InvalidArgument for too long a sequence or an id outside the vocabulary.
+  // Logits [tokens][vocabulary] behind every token of a sequence that begins at position 0,
+  // computed in steps of `chunk` tokens (0: one step). On rank 0; empty elsewhere. InvalidArgument
+  // for too long a sequence or an id outside the vocabulary.
   absl::StatusOr<std::vector<float>> Logits(std::span<const int32_t> token_ids, int64_t chunk = 0);
 
   model::Llama& model() { return *model_; }
   const KvCache& kv_cache() const { return *kv_cache_; }
 
  private:
-  DirectRunner(const checkpoint::ModelConfig& config, kernels::Backend& backend, comm::Communicator& communicator,
-               int64_t max_tokens);
+  DirectRunner(const checkpoint::ModelConfig& config, kernels::Backend& backend,
+               comm::Communicator& communicator, int64_t max_tokens);
   absl::Status RunChunk(std::span<const int32_t> token_ids, int64_t first_position, float* logits);
 
   const checkpoint::ModelConfig config_;

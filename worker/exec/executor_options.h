@@ -1,5 +1,5 @@
-// How a rank of a replica runs its model: what the worker's flags say, decided and validated in worker/main. The same on every rank
-// of a group but for `rank` and `device_ordinal`.
+// How a rank of a replica runs its model: what the worker's flags say, decided and validated in
+// worker/main. The same on every rank of a group but for `rank` and `device_ordinal`.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct ExecutorOptions {
   std::string model_dir;
   std::string device = "auto";  // auto | cpu | cuda
   int device_ordinal = 0;
-  int threads = 0;               // of this rank; 0: all cores / tensor_parallel_size
+  int threads = 0;  // of this rank; 0: all cores / tensor_parallel_size
   std::string cpu_isa = "auto";
   int rank = 0;
   int tensor_parallel_size = 1;
@@ -33,11 +33,13 @@ struct ExecutorOptions {
 };
 
 // Flag values to what they mean; InvalidArgument names the legal ones.
-absl::StatusOr<KvCacheType> ParseKvCacheType(std::string_view text);             // auto|int4|int8|fp16|fp32
-absl::StatusOr<model::LmHeadType> ParseLmHeadType(std::string_view text);        // auto|fp16|int8|int4
-absl::StatusOr<checkpoint::LoadQuantization> ParseQuantize(std::string_view text);  // none|rtn-g128|rtn-gchn
+absl::StatusOr<KvCacheType> ParseKvCacheType(std::string_view text);  // auto|int4|int8|fp16|fp32
+absl::StatusOr<model::LmHeadType> ParseLmHeadType(std::string_view text);  // auto|fp16|int8|int4
+absl::StatusOr<checkpoint::LoadQuantization> ParseQuantize(
+    std::string_view text);  // none|rtn-g128|rtn-gchn
 
-// A hash of everything that must be equal on all ranks: compared at start-up, so that a group never runs with mixed flags.
+// A hash of everything that must be equal on all ranks: compared at start-up, so that a group never
+// runs with mixed flags.
 uint64_t GroupConfigHash(const ExecutorOptions& options);
 
 }  // namespace qserve::worker::exec

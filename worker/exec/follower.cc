@@ -44,7 +44,8 @@ absl::Status RunFollower(comm::HostGroup& group, StepExecutor& executor) {
   while (true) {
     const absl::StatusOr<std::string> bytes = group.ReceiveBroadcast();
     if (!bytes.ok()) {
-      // The group may have been aborted because a step failed here: that is then the reason to give.
+      // The group may have been aborted because a step failed here: that is then the reason to
+      // give.
       if (absl::IsCancelled(bytes.status())) RETURN_IF_ERROR(in_flight.AwaitAll());
       return bytes.status();
     }

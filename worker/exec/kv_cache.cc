@@ -15,33 +15,47 @@ namespace {
 using kernels::KvFormat;
 using kernels::KvShape;
 
-static_assert(plan::kBlockTokens == kernels::kKvPageTokens, "a block of the scheduler is a page of the device");
+static_assert(plan::kBlockTokens == kernels::kKvPageTokens,
+              "a block of the scheduler is a page of the device");
 
 constexpr int64_t kMostDefaultBytes = int64_t{4} << 30;
 
 int Bits(KvFormat format) {
   switch (format) {
-    case KvFormat::kInt4: return 4;
-    case KvFormat::kInt8: return 8;
-    case KvFormat::kF16: return 16;
-    case KvFormat::kF32: return 32;
+    case KvFormat::kInt4:
+      return 4;
+    case KvFormat::kInt8:
+      return 8;
+    case KvFormat::kF16:
+      return 16;
+    case KvFormat::kF32:
+      return 32;
   }
   return 0;
 }
 
-KvFormat OfBits(int bits) { return bits == 4 ? KvFormat::kInt4 : bits == 8 ? KvFormat::kInt8 : KvFormat::kF16; }
+KvFormat OfBits(int bits) {
+  return bits == 4 ? KvFormat::kInt4 : bits == 8 ? KvFormat::kInt8 : KvFormat::kF16;
+}
 
 }  // namespace
 
 std::vector<KvFormat> LayerKvFormats(const checkpoint::ModelConfig& config, KvCacheType type,
                                      checkpoint::LoadQuantization quantization) {
-  const auto all = [&](KvFormat format) { return std::vector(static_cast<size_t>(config.layers), format); };
+  const auto all = [&](KvFormat format) {
+    return std::vector(static_cast<size_t>(config.layers), format);
+  };
   switch (type) {
-    case KvCacheType::kInt4: return all(KvFormat::kInt4);
-    case KvCacheType::kInt8: return all(KvFormat::kInt8);
-    case KvCacheType::kFp16: return all(KvFormat::kF16);
-    case KvCacheType::kFp32: return all(KvFormat::kF32);
-    case KvCacheType::kAuto: break;
+    case KvCacheType::kInt4:
+      return all(KvFormat::kInt4);
+    case KvCacheType::kInt8:
+      return all(KvFormat::kInt8);
+    case KvCacheType::kFp16:
+      return all(KvFormat::kF16);
+    case KvCacheType::kFp32:
+      return all(KvFormat::kF32);
+    case KvCacheType::kAuto:
+      break;
   }
   if (!config.layer_kv_bits.empty()) {
     QSERVE_CHECK(std::ssize(config.layer_kv_bits) == config.layers);
@@ -59,7 +73,8 @@ int64_t KvBytesPerToken(std::span<const KvShape> shapes) {
   int64_t bytes = 0;
   for (const KvShape& shape : shapes) {
     const bool quantized = shape.format == KvFormat::kInt4 || shape.format == KvFormat::kInt8;
-    bytes += int64_t{2} * shape.kv_heads * (int64_t{shape.head_dim} * Bits(shape.format) / 8 + (quantized ? 4 : 0));
+    bytes += int64_t{2} * shape.kv_heads *
+             (int64_t{shape.head_dim} * Bits(shape.format) / 8 + (quantized ? 4 : 0));
   }
   return bytes;
 }
@@ -72,17 +87,19 @@ int64_t KvMemoryOfRank(int64_t kv_cache_memory, int ranks, const kernels::Backen
   return backend.AvailableMemory() / 10 * 9;
 }
 
-std::vector<KvShape> KvCache::Shapes(const checkpoint::ModelConfig& config, const model::Shard& shard,
-                                     std::span<const KvFormat> formats) {
+std::vector<KvShape> KvCache::Shapes(const checkpoint::ModelConfig& config,
+                                     const model::Shard& shard, std::span<const KvFormat> formats) {
   std::vector<KvShape> shapes;
   for (const KvFormat format : formats) {
-    shapes.push_back({.format = format, .kv_heads = shard.local_kv_heads(), .head_dim = config.head_dim});
+    shapes.push_back(
+        {.format = format, .kv_heads = shard.local_kv_heads(), .head_dim = config.head_dim});
   }
   return shapes;
 }
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend& backend,
-                                                         std::span<const KvShape> shapes, int32_t blocks) {
+                                                         std::span<const KvShape> shapes,
+                                                         int32_t blocks) {
   QSERVE_CHECK(blocks > 0);
   std::unique_ptr<KvCache> cache(new KvCache);
   cache->blocks_ = blocks;
@@ -91,8 +108,10 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend& backe
   for (const KvShape& shape : shapes) {
     const int64_t page_bytes = kernels::KvPageBytes(shape);
     page_bytes_of_all += page_bytes;
-    ASSIGN_OR_RETURN(kernels::Buffer buffer, model::ToAbsl(backend.Allocate(page_bytes * blocks, "kv cache")));
-    cache->layers_.push_back({.shape = shape, .pages = {.pages = buffer.data(), .page_bytes = page_bytes}});
+    ASSIGN_OR_RETURN(kernels::Buffer buffer,
+                     model::ToAbsl(backend.Allocate(page_bytes * blocks, "kv cache")));
+    cache->layers_.push_back(
+        {.shape = shape, .pages = {.pages = buffer.data(), .page_bytes = page_bytes}});
     cache->buffers_.push_back(std::move(buffer));
   }
   // The promise of the format: nothing but codes, scales and minimums is stored.

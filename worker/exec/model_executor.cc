@@ -40,7 +40,8 @@ absl::Status ModelExecutor::Enqueue(const plan::StepPlan& plan) {
     const std::lock_guard lock(mutex_);
     RETURN_IF_ERROR(failure_);
     if (in_flight_.size() >= kMaxStepsInFlight) {
-      return absl::FailedPreconditionError(fmt::format("{} steps are in flight", kMaxStepsInFlight));
+      return absl::FailedPreconditionError(
+          fmt::format("{} steps are in flight", kMaxStepsInFlight));
     }
     in_flight_.push_back(plan.step);
     waiting_.push_back(plan);
@@ -53,7 +54,8 @@ absl::StatusOr<plan::StepResult> ModelExecutor::Await(plan::StepId step) {
   std::unique_lock lock(mutex_);
   if (in_flight_.empty() || in_flight_.front() != step) {
     RETURN_IF_ERROR(failure_);
-    return absl::FailedPreconditionError(fmt::format("step {} is not the oldest in flight", step.value()));
+    return absl::FailedPreconditionError(
+        fmt::format("step {} is not the oldest in flight", step.value()));
   }
   changed_.wait(lock, [this] { return !finished_.empty() || !failure_.ok(); });
   if (finished_.empty()) return failure_;
@@ -113,13 +115,15 @@ absl::StatusOr<plan::StepResult> ModelExecutor::RunStep(const plan::StepPlan& pl
   return result;
 }
 
-// The leader tells with every plan which tokens it went on from. A rank that computed others must not go on.
+// The leader tells with every plan which tokens it went on from. A rank that computed others must
+// not go on.
 absl::Status ModelExecutor::CheckCommitted(const plan::StepPlan& plan) const {
   for (const Drawn& drawn : drawn_) {
     if (drawn.step != plan.committed_step) continue;
     if (drawn.digest == plan.committed_digest) return absl::OkStatus();
-    return absl::DataLossError(fmt::format(
-        "rank {} drew other tokens in step {} than the leader committed", rank_.rank(), drawn.step.value()));
+    return absl::DataLossError(
+        fmt::format("rank {} drew other tokens in step {} than the leader committed", rank_.rank(),
+                    drawn.step.value()));
   }
   // A group that has not committed yet names a step from before its first.
   if (drawn_.empty() || plan.committed_step < drawn_.front().step) return absl::OkStatus();
@@ -127,8 +131,9 @@ absl::Status ModelExecutor::CheckCommitted(const plan::StepPlan& plan) const {
                                          plan.committed_step.value(), rank_.rank()));
 }
 
-absl::StatusOr<plan::StepResult> ModelExecutor::ResultOf(const plan::StepPlan& plan, const StepBatch& batch,
-                                                         const std::vector<kernels::SampledToken>& sampled) {
+absl::StatusOr<plan::StepResult> ModelExecutor::ResultOf(
+    const plan::StepPlan& plan, const StepBatch& batch,
+    const std::vector<kernels::SampledToken>& sampled) {
   plan::StepResult result{.step = plan.step, .tokens = {}};
   if (rank_.rank() == 0) {
     for (const kernels::SampledToken& from : sampled) {

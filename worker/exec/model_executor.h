@@ -1,5 +1,5 @@
-// Runs plans on a rank's model, on a thread of its own. The same on leader and followers: every rank checks the plan, computes it,
-// and knows the tokens that rank 0 drew.
+// Runs plans on a rank's model, on a thread of its own. The same on leader and followers: every
+// rank checks the plan, computes it, and knows the tokens that rank 0 drew.
 #pragma once
 
 #include <condition_variable>
@@ -20,16 +20,18 @@ namespace qserve::worker::exec {
 
 class ModelExecutor final : public StepExecutor {
  public:
-  // `rank` must outlive the executor, whose thread is its only user from now on. `on_failure` is called once, on that thread, when
-  // a step fails: it must make whoever waits for something else (the next plan) come and see.
+  // `rank` must outlive the executor, whose thread is its only user from now on. `on_failure` is
+  // called once, on that thread, when a step fails: it must make whoever waits for something else
+  // (the next plan) come and see.
   explicit ModelExecutor(Rank& rank, std::function<void()> on_failure = {});
   // Aborts the group's collectives if a step is still running.
   ~ModelExecutor() override;
 
   const ExecutorLimits& limits() const override { return rank_.limits(); }
 
-  // One thread calls both. A plan that contradicts earlier ones, or whose committed tokens are not those that this rank had, is
-  // an error of its step (InvalidArgument, DataLoss); after any error every call returns it.
+  // One thread calls both. A plan that contradicts earlier ones, or whose committed tokens are not
+  // those that this rank had, is an error of its step (InvalidArgument, DataLoss); after any error
+  // every call returns it.
   absl::Status Enqueue(const plan::StepPlan& plan) override;
   absl::StatusOr<plan::StepResult> Await(plan::StepId step) override;
 
@@ -56,8 +58,8 @@ class ModelExecutor final : public StepExecutor {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<plan::StepPlan> waiting_;      // guarded by mutex_, as are the next ones
-  std::deque<plan::StepId> in_flight_;      // enqueued and not awaited
+  std::deque<plan::StepPlan> waiting_;  // guarded by mutex_, as are the next ones
+  std::deque<plan::StepId> in_flight_;  // enqueued and not awaited
   std::deque<plan::StepResult> finished_;
   absl::Status failure_;
   bool running_ = false;

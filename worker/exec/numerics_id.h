@@ -1,5 +1,5 @@
-// What decides a replica's tokens besides the request: two replicas with the same id give the same tokens to the bit, and the router
-// continues a stream only on such a one.
+// What decides a replica's tokens besides the request: two replicas with the same id give the same
+// tokens to the bit, and the router continues a stream only on such a one.
 #pragma once
 
 #include <cstdint>

@@ -27,14 +27,16 @@ constexpr int64_t kMostBlocks = int64_t{1} << 30;
 
 absl::Status CheckOptions(const ExecutorOptions& options) {
   if (options.max_num_seqs < 1 || options.max_num_seqs > kMostSequences) {
-    return absl::InvalidArgumentError(fmt::format("max-num-seqs {} is not in 1..{}", options.max_num_seqs, kMostSequences));
+    return absl::InvalidArgumentError(
+        fmt::format("max-num-seqs {} is not in 1..{}", options.max_num_seqs, kMostSequences));
   }
   if (options.max_num_batched_tokens < 1 || options.max_num_batched_tokens > kMostStepTokens) {
-    return absl::InvalidArgumentError(
-        fmt::format("max-num-batched-tokens {} is not in 1..{}", options.max_num_batched_tokens, kMostStepTokens));
+    return absl::InvalidArgumentError(fmt::format("max-num-batched-tokens {} is not in 1..{}",
+                                                  options.max_num_batched_tokens, kMostStepTokens));
   }
   if (options.max_model_len < 0 || options.kv_cache_memory < 0 || options.threads < 0) {
-    return absl::InvalidArgumentError("max-model-len, kv-cache-memory and threads must not be negative");
+    return absl::InvalidArgumentError(
+        "max-model-len, kv-cache-memory and threads must not be negative");
   }
   return absl::OkStatus();
 }
@@ -47,8 +49,10 @@ int ThreadsOf(const ExecutorOptions& options) {
 
 }  // namespace
 
-CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options, group::KeyValueStore* store) {
-  return [options, store](kernels::Backend& backend) -> absl::StatusOr<std::unique_ptr<comm::Communicator>> {
+CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options,
+                                        group::KeyValueStore* store) {
+  return [options,
+          store](kernels::Backend& backend) -> absl::StatusOr<std::unique_ptr<comm::Communicator>> {
     if (options.size == 1) return std::make_unique<comm::LocalCommunicator>(&backend);
     return comm::CreateGlooCommunicator(options, store, &backend);
   };
@@ -57,8 +61,8 @@ CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options, group:
 // The phases of the start-up in order, each ended by a barrier of the group.
 class Rank::Builder {
  public:
-  Builder(const ExecutorOptions& options, comm::HostGroup& group, const CommunicatorFactory& communicator,
-          std::function<void(int64_t, int64_t)> progress)
+  Builder(const ExecutorOptions& options, comm::HostGroup& group,
+          const CommunicatorFactory& communicator, std::function<void(int64_t, int64_t)> progress)
       : options_(options),
         group_(group),
         communicator_factory_(communicator),
@@ -90,10 +94,11 @@ class Rank::Builder {
   }
 
   absl::Status MakeBackend() {
-    ASSIGN_OR_RETURN(rank_->backend_, model::ToAbsl(kernels::CreateBackend({.device = options_.device,
-                                                                            .ordinal = options_.device_ordinal,
-                                                                            .threads = threads_,
-                                                                            .cpu_isa = options_.cpu_isa})));
+    ASSIGN_OR_RETURN(rank_->backend_,
+                     model::ToAbsl(kernels::CreateBackend({.device = options_.device,
+                                                           .ordinal = options_.device_ordinal,
+                                                           .threads = threads_,
+                                                           .cpu_isa = options_.cpu_isa})));
     rank_->description_.device = rank_->backend_->info();
     return absl::OkStatus();
   }
@@ -113,8 +118,10 @@ class Rank::Builder {
     ModelDescription& description = rank_->description_;
     description.config = checkpoint->config();
     description.defaults = checkpoint->generation_defaults();
-    ASSIGN_OR_RETURN(shard_, model::MakeShard(description.config, options_.rank, options_.tensor_parallel_size));
-    description.kv_formats = LayerKvFormats(description.config, options_.kv_cache_dtype, options_.quantize);
+    ASSIGN_OR_RETURN(
+        shard_, model::MakeShard(description.config, options_.rank, options_.tensor_parallel_size));
+    description.kv_formats =
+        LayerKvFormats(description.config, options_.kv_cache_dtype, options_.quantize);
     kv_shapes_ = KvCache::Shapes(description.config, shard_, description.kv_formats);
     const model::WeightOptions weight_options = {.lm_head = options_.lm_head_dtype,
                                                  .quantization = options_.quantize,
@@ -136,16 +143,18 @@ class Rank::Builder {
     return MakeModel(std::move(weights));
   }
 
-  // Positions that the model was made for, or fewer if asked. A length that nobody asked for shrinks to what the KV memory can hold.
+  // Positions that the model was made for, or fewer if asked. A length that nobody asked for
+  // shrinks to what the KV memory can hold.
   absl::Status DecideModelLength() {
     const int64_t most = rank_->description_.config.max_position_embeddings;
     if (options_.max_model_len > most) {
-      return absl::InvalidArgumentError(fmt::format("max-model-len {} is beyond the model's {} positions",
-                                                    options_.max_model_len, most));
+      return absl::InvalidArgumentError(fmt::format(
+          "max-model-len {} is beyond the model's {} positions", options_.max_model_len, most));
     }
     ASSIGN_OR_RETURN(const int64_t blocks, BlocksThatFit());
     const int64_t held = blocks * plan::kBlockTokens;
-    const int64_t wanted = options_.max_model_len > 0 ? options_.max_model_len : std::min(most, held);
+    const int64_t wanted =
+        options_.max_model_len > 0 ? options_.max_model_len : std::min(most, held);
     rank_->limits_.max_model_len = static_cast<int32_t>(std::min<int64_t>(wanted, INT32_MAX));
     return absl::OkStatus();
   }
@@ -167,7 +176,8 @@ class Rank::Builder {
 
   // On the rank that can hold the least.
   absl::StatusOr<int64_t> BlocksThatFit() {
-    const int64_t bytes = KvMemoryOfRank(options_.kv_cache_memory, options_.tensor_parallel_size, *rank_->backend_);
+    const int64_t bytes =
+        KvMemoryOfRank(options_.kv_cache_memory, options_.tensor_parallel_size, *rank_->backend_);
     const int64_t block_bytes = KvBytesPerToken(kv_shapes_) * plan::kBlockTokens;
     return AgreeOnMinimum(group_, std::min(bytes / block_bytes, kMostBlocks));
   }
@@ -177,17 +187,19 @@ class Rank::Builder {
     ASSIGN_OR_RETURN(const int64_t blocks, BlocksThatFit());
     const int64_t needed = (limits.max_model_len + plan::kBlockTokens - 1) / plan::kBlockTokens;
     if (blocks < std::max<int64_t>(needed, 1)) {
-      return absl::ResourceExhaustedError(
-          fmt::format("the KV cache holds {} tokens, fewer than max-model-len {}: give more kv-cache-memory",
-                      blocks * plan::kBlockTokens, limits.max_model_len));
+      return absl::ResourceExhaustedError(fmt::format(
+          "the KV cache holds {} tokens, fewer than max-model-len {}: give more kv-cache-memory",
+          blocks * plan::kBlockTokens, limits.max_model_len));
     }
     limits.blocks = static_cast<int32_t>(blocks);
-    ASSIGN_OR_RETURN(rank_->kv_cache_, KvCache::Create(*rank_->backend_, kv_shapes_, limits.blocks));
+    ASSIGN_OR_RETURN(rank_->kv_cache_,
+                     KvCache::Create(*rank_->backend_, kv_shapes_, limits.blocks));
     limits.kv_bytes_per_token = rank_->kv_cache_->bytes_per_token();
     return absl::OkStatus();
   }
 
-  // One token through the whole model: what this backend has no kernel for, or a wire that does not carry, shows now.
+  // One token through the whole model: what this backend has no kernel for, or a wire that does not
+  // carry, shows now.
   absl::Status TrialStep() {
     const std::vector<int32_t> tokens = {0}, block_table = {0}, logit_rows = {0};
     const std::vector<kernels::SequenceSpan> sequences = {
@@ -196,9 +208,11 @@ class Rank::Builder {
     sampling.front().temperature = 0;
     std::vector<kernels::SampledToken> results;
     return model::ToAbsl(rank_->backend_->Run(0, [&] {
-      rank_->model_->Forward(
-          {.token_ids = tokens, .sequences = sequences, .logit_rows = logit_rows, .sampling = sampling},
-          rank_->kv_cache_->layers(), &results);
+      rank_->model_->Forward({.token_ids = tokens,
+                              .sequences = sequences,
+                              .logit_rows = logit_rows,
+                              .sampling = sampling},
+                             rank_->kv_cache_->layers(), &results);
     }));
   }
 
@@ -212,10 +226,12 @@ class Rank::Builder {
   std::vector<kernels::KvShape> kv_shapes_;
 };
 
-absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(const ExecutorOptions& options, comm::HostGroup& group,
+absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(const ExecutorOptions& options,
+                                                   comm::HostGroup& group,
                                                    const CommunicatorFactory& communicator,
                                                    std::function<void(int64_t, int64_t)> progress) {
-  absl::StatusOr<std::unique_ptr<Rank>> rank = Builder(options, group, communicator, std::move(progress)).Build();
+  absl::StatusOr<std::unique_ptr<Rank>> rank =
+      Builder(options, group, communicator, std::move(progress)).Build();
   if (!rank.ok()) group.Abort();  // the others wait at a barrier
   return rank;
 }

@@ -1,6 +1,6 @@
-// One rank of a replica, put together: backend, communicator, weights, model, KV cache. The composition root of everything that
-// computes: rank.cc is the only file that names a concrete communicator. Made once by worker/main (and bench, tests), then driven by a
-// ModelExecutor.
+// One rank of a replica, put together: backend, communicator, weights, model, KV cache. The
+// composition root of everything that computes: rank.cc is the only file that names a concrete
+// communicator. Made once by worker/main (and bench, tests), then driven by a ModelExecutor.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,10 @@ namespace qserve::worker::exec {
 using CommunicatorFactory =
     std::function<absl::StatusOr<std::unique_ptr<comm::Communicator>>(kernels::Backend& backend)>;
 
-// A group of one needs no transport; a larger one on CPUs is connected by Gloo. `store` must outlive the factory's call.
-CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options, group::KeyValueStore* store);
+// A group of one needs no transport; a larger one on CPUs is connected by Gloo. `store` must
+// outlive the factory's call.
+CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options,
+                                        group::KeyValueStore* store);
 
 // How long a phase of the start-up took, its barrier included.
 struct StartupPhase {
@@ -49,11 +51,13 @@ struct ModelDescription {
 
 class Rank {
  public:
-  // Every rank of `group` calls this with the same options but `rank` and `device_ordinal`; phases end with a barrier, and an
-  // error on any rank fails all (Unavailable where the reason is another rank's). `progress` sees the weights come in.
-  static absl::StatusOr<std::unique_ptr<Rank>> Create(const ExecutorOptions& options, comm::HostGroup& group,
-                                                      const CommunicatorFactory& communicator,
-                                                      std::function<void(int64_t done, int64_t total)> progress = {});
+  // Every rank of `group` calls this with the same options but `rank` and `device_ordinal`; phases
+  // end with a barrier, and an error on any rank fails all (Unavailable where the reason is another
+  // rank's). `progress` sees the weights come in.
+  static absl::StatusOr<std::unique_ptr<Rank>> Create(
+      const ExecutorOptions& options, comm::HostGroup& group,
+      const CommunicatorFactory& communicator,
+      std::function<void(int64_t done, int64_t total)> progress = {});
   ~Rank();
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;

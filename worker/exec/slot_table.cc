@@ -67,16 +67,19 @@ absl::Status SlotTable::Start(const plan::SlotStart& start) {
   if (id < 0 || id >= limits_.slots) return Refuse("slot {} of {}", id, limits_.slots);
   std::optional<Slot>& slot = slots_[static_cast<size_t>(id)];
   if (slot) return Refuse("slot {} is in use", id);
-  if (start.prompt_tokens < 1 || start.tokens < start.prompt_tokens || start.tokens > limits_.max_model_len) {
-    return Refuse("slot {} starts with {} tokens, {} of them prompt, at most {} are possible", id, start.tokens,
-                  start.prompt_tokens, limits_.max_model_len);
+  if (start.prompt_tokens < 1 || start.tokens < start.prompt_tokens ||
+      start.tokens > limits_.max_model_len) {
+    return Refuse("slot {} starts with {} tokens, {} of them prompt, at most {} are possible", id,
+                  start.tokens, start.prompt_tokens, limits_.max_model_len);
   }
   const size_t history = start.sampling.needs_history() ? static_cast<size_t>(start.tokens) : 0;
   if (start.history.size() != history) {
-    return Refuse("slot {} has a history of {} tokens, expected {}", id, start.history.size(), history);
+    return Refuse("slot {} has a history of {} tokens, expected {}", id, start.history.size(),
+                  history);
   }
   for (const int32_t token : start.history) {
-    if (token < 0 || token >= vocab_size_) return Refuse("token {} in the history of slot {}", token, id);
+    if (token < 0 || token >= vocab_size_)
+      return Refuse("token {} in the history of slot {}", token, id);
   }
   RETURN_IF_ERROR(CheckSampling(start.sampling));
   slot.emplace();
@@ -91,19 +94,24 @@ absl::Status SlotTable::Start(const plan::SlotStart& start) {
 }
 
 absl::Status SlotTable::CheckSampling(const plan::Sampling& sampling) const {
-  const float scalars[] = {sampling.temperature,        sampling.top_p,
-                           sampling.min_p,              sampling.repetition_penalty,
-                           sampling.presence_penalty,   sampling.frequency_penalty};
-  if (!std::all_of(std::begin(scalars), std::end(scalars), [](float v) { return std::isfinite(v); }) ||
-      sampling.temperature < 0 || sampling.top_k < 0 || sampling.repetition_penalty <= 0 || sampling.logprobs < -1 ||
-      sampling.logprobs > vocab_size_) {
+  const float scalars[] = {sampling.temperature,
+                           sampling.top_p,
+                           sampling.min_p,
+                           sampling.repetition_penalty,
+                           sampling.presence_penalty,
+                           sampling.frequency_penalty};
+  if (!std::all_of(std::begin(scalars), std::end(scalars),
+                   [](float v) { return std::isfinite(v); }) ||
+      sampling.temperature < 0 || sampling.top_k < 0 || sampling.repetition_penalty <= 0 ||
+      sampling.logprobs < -1 || sampling.logprobs > vocab_size_) {
     return Refuse("sampling parameters out of range");
   }
   for (const int32_t token : sampling.banned_ids) {
     if (token < 0 || token >= vocab_size_) return Refuse("banned token {}", token);
   }
   for (const auto& [token, bias] : sampling.logit_bias) {
-    if (token < 0 || token >= vocab_size_ || !std::isfinite(bias)) return Refuse("bias {} of token {}", bias, token);
+    if (token < 0 || token >= vocab_size_ || !std::isfinite(bias))
+      return Refuse("bias {} of token {}", bias, token);
   }
   return absl::OkStatus();
 }
@@ -111,7 +119,8 @@ absl::Status SlotTable::CheckSampling(const plan::Sampling& sampling) const {
 absl::Status SlotTable::SetBlocks(const plan::BlockDelta& delta) {
   ASSIGN_OR_RETURN(Slot* const slot, Find(delta.slot));
   const int64_t first = delta.first_index, count = std::ssize(delta.blocks);
-  if (first < 0 || first > std::ssize(slot->block_table) || first + count > BlocksFor(limits_.max_model_len)) {
+  if (first < 0 || first > std::ssize(slot->block_table) ||
+      first + count > BlocksFor(limits_.max_model_len)) {
     return Refuse("slot {}: {} blocks at index {}", delta.slot.value(), count, first);
   }
   slot->block_table.resize(static_cast<size_t>(first));
@@ -129,10 +138,11 @@ absl::Status SlotTable::CheckRows(const Slot& slot, const plan::SequenceRows& ro
   const int64_t count = std::ssize(rows.tokens);
   const int64_t end = rows.first_position + count;
   if (slot.in_step) return Refuse("slot {} has rows twice", id);
-  if (count < 1 || rows.first_position < 0 || end > slot.known_tokens || end > limits_.max_model_len ||
+  if (count < 1 || rows.first_position < 0 || end > slot.known_tokens ||
+      end > limits_.max_model_len ||
       (slot.next_position >= 0 && rows.first_position != slot.next_position)) {
-    return Refuse("slot {}: {} rows at position {}, expected {} of {} tokens", id, count, rows.first_position,
-                  slot.next_position, slot.known_tokens);
+    return Refuse("slot {}: {} rows at position {}, expected {} of {} tokens", id, count,
+                  rows.first_position, slot.next_position, slot.known_tokens);
   }
   if (rows.sample && end != slot.known_tokens) {
     return Refuse("slot {} samples after {} of {} tokens", id, end, slot.known_tokens);
@@ -142,7 +152,8 @@ absl::Status SlotTable::CheckRows(const Slot& slot, const plan::SequenceRows& ro
   }
   for (const int32_t token : rows.tokens) {
     const bool feedback = token == plan::kTokenFromLastStep && count == 1 && slot.sampled;
-    if (!feedback && (token < 0 || token >= vocab_size_)) return Refuse("slot {}: token {}", id, token);
+    if (!feedback && (token < 0 || token >= vocab_size_))
+      return Refuse("slot {}: token {}", id, token);
   }
   return absl::OkStatus();
 }
@@ -185,7 +196,8 @@ kernels::SampleRow SlotTable::SampleRowOf(const Slot& slot) const {
   row.logprobs = from.logprobs;
   row.bias_ids = slot.bias_ids;
   row.bias_values = slot.bias_values;
-  if (slot.known_tokens - slot.start.prompt_tokens < from.min_tokens) row.banned_ids = from.banned_ids;
+  if (slot.known_tokens - slot.start.prompt_tokens < from.min_tokens)
+    row.banned_ids = from.banned_ids;
   if (from.needs_history()) {
     const auto prompt = static_cast<size_t>(slot.start.prompt_tokens);
     row.prompt_ids = std::span(slot.history).first(prompt);

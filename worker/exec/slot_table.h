@@ -1,6 +1,6 @@
-// What a rank knows of the sequences in its batch, from plans alone: block tables, sampling parameters, positions, histories. Turns a
-// StepPlan into the inputs of one step and refuses a plan that contradicts what came before. Owned and used by ModelExecutor's
-// thread; knows no device.
+// What a rank knows of the sequences in its batch, from plans alone: block tables, sampling
+// parameters, positions, histories. Turns a StepPlan into the inputs of one step and refuses a plan
+// that contradicts what came before. Owned and used by ModelExecutor's thread; knows no device.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,8 @@
 
 namespace qserve::worker::exec {
 
-// One step, ready for Llama::Forward. Spans point into the slot table and hold until its next Apply or Record.
+// One step, ready for Llama::Forward. Spans point into the slot table and hold until its next Apply
+// or Record.
 struct StepBatch {
   std::vector<int32_t> token_ids;
   std::vector<kernels::SequenceSpan> sequences;
@@ -27,9 +28,9 @@ class SlotTable {
  public:
   SlotTable(const ExecutorLimits& limits, int32_t vocab_size);
 
-  // Applies ends, starts, block deltas and rows, in that order. InvalidArgument names what is wrong: ids out of range, a slot
-  // used twice or not at all, positions that do not follow, blocks that are missing, more tokens than a step may have. The table is
-  // then of no further use.
+  // Applies ends, starts, block deltas and rows, in that order. InvalidArgument names what is
+  // wrong: ids out of range, a slot used twice or not at all, positions that do not follow, blocks
+  // that are missing, more tokens than a step may have. The table is then of no further use.
   absl::StatusOr<StepBatch> Apply(const plan::StepPlan& plan);
 
   // Takes the tokens of the step applied last into the histories that penalties need.
@@ -42,10 +43,11 @@ class SlotTable {
     std::vector<int32_t> history;  // prompt and output, where sampling needs it
     std::vector<int32_t> bias_ids;
     std::vector<float> bias_values;
-    int32_t known_tokens = 0;   // tokens that have a position: prompt, and output as it is drawn
-    int32_t next_position = -1;  // of the next row; -1 before the first: a prefix hit may skip positions
-    bool sampled = false;        // a token was drawn since the start
-    bool in_step = false;        // has rows in the plan being applied
+    int32_t known_tokens = 0;  // tokens that have a position: prompt, and output as it is drawn
+    int32_t next_position =
+        -1;                // of the next row; -1 before the first: a prefix hit may skip positions
+    bool sampled = false;  // a token was drawn since the start
+    bool in_step = false;  // has rows in the plan being applied
   };
 
   absl::StatusOr<Slot*> Find(plan::SlotId id);

@@ -1,4 +1,5 @@
-// Device memory of a step's intermediate values, allocated once for the largest step. Owned by Llama; one thread.
+// Device memory of a step's intermediate values, allocated once for the largest step. Owned by
+// Llama; one thread.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +15,13 @@ namespace qserve::worker::model {
 // Up to `max_rows` rows of fp32.
 class FloatRows {
  public:
-  static absl::StatusOr<FloatRows> Create(kernels::Backend& backend, int64_t max_rows, int64_t cols) {
+  static absl::StatusOr<FloatRows> Create(kernels::Backend& backend, int64_t max_rows,
+                                          int64_t cols) {
     FloatRows rows;
     rows.max_rows_ = max_rows;
     rows.cols_ = cols;
-    ASSIGN_OR_RETURN(rows.buffer_,
-                     ToAbsl(backend.Allocate(max_rows * cols * int64_t{sizeof(float)}, "activations")));
+    ASSIGN_OR_RETURN(rows.buffer_, ToAbsl(backend.Allocate(max_rows * cols * int64_t{sizeof(float)},
+                                                           "activations")));
     return rows;
   }
 
@@ -36,15 +38,19 @@ class FloatRows {
   int64_t cols_ = 0;
 };
 
-inline kernels::Matrix<const float> AsConst(kernels::Matrix<float> m) { return {m.data, m.rows, m.cols, m.stride}; }
+inline kernels::Matrix<const float> AsConst(kernels::Matrix<float> m) {
+  return {m.data, m.rows, m.cols, m.stride};
+}
 
-// What a linear reads, in the form that its weight takes: int8 rows aligned to the weight's lead, or fp32. Each linear input has
-// memory of its own, because the zero columns around int8 rows must stay zero.
+// What a linear reads, in the form that its weight takes: int8 rows aligned to the weight's lead,
+// or fp32. Each linear input has memory of its own, because the zero columns around int8 rows must
+// stay zero.
 class LinearInputRows {
  public:
   // `keep_floats`: fp32 in any case, for an observer.
   static absl::StatusOr<LinearInputRows> Create(kernels::Backend& backend, int64_t max_rows,
-                                                const kernels::PackedLinear& weight, bool keep_floats) {
+                                                const kernels::PackedLinear& weight,
+                                                bool keep_floats) {
     LinearInputRows rows;
     rows.max_rows_ = max_rows;
     kernels::Activation& view = rows.view_;
@@ -52,15 +58,20 @@ class LinearInputRows {
     const bool int8 = kernels::TakesInt8(weight.format);
     if (!int8 || keep_floats) {
       view.f32_stride = weight.k;
-      ASSIGN_OR_RETURN(rows.floats_, ToAbsl(backend.Allocate(max_rows * weight.k * int64_t{sizeof(float)}, "activations")));
+      ASSIGN_OR_RETURN(
+          rows.floats_,
+          ToAbsl(backend.Allocate(max_rows * weight.k * int64_t{sizeof(float)}, "activations")));
       view.f32 = rows.floats_.as<float>();
     }
     if (int8) {
       view.lead = weight.lead;
       view.q_stride = kernels::PaddedColumns(weight.lead, weight.k);
-      ASSIGN_OR_RETURN(rows.codes_, ToAbsl(backend.Allocate(max_rows * view.q_stride, "activations")));
-      ASSIGN_OR_RETURN(rows.scales_, ToAbsl(backend.Allocate(max_rows * int64_t{sizeof(float)}, "activations")));
-      ASSIGN_OR_RETURN(rows.sums_, ToAbsl(backend.Allocate(max_rows * int64_t{sizeof(int32_t)}, "activations")));
+      ASSIGN_OR_RETURN(rows.codes_,
+                       ToAbsl(backend.Allocate(max_rows * view.q_stride, "activations")));
+      ASSIGN_OR_RETURN(rows.scales_,
+                       ToAbsl(backend.Allocate(max_rows * int64_t{sizeof(float)}, "activations")));
+      ASSIGN_OR_RETURN(
+          rows.sums_, ToAbsl(backend.Allocate(max_rows * int64_t{sizeof(int32_t)}, "activations")));
       view.q = rows.codes_.as<int8_t>();
       view.scale = rows.scales_.as<float>();
       view.row_sum = rows.sums_.as<int32_t>();

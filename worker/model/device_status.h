@@ -1,4 +1,5 @@
-// Where device outcomes (kernels/status.h) become the worker's: used by worker/model while loading and by worker/exec for steps.
+// Where device outcomes (kernels/status.h) become the worker's: used by worker/model while loading
+// and by worker/exec for steps.
 #pragma once
 
 #include <utility>
@@ -11,11 +12,16 @@ namespace qserve::worker::model {
 
 inline absl::Status ToAbsl(const kernels::Status& status) {
   switch (status.code()) {
-    case kernels::StatusCode::kOk: return absl::OkStatus();
-    case kernels::StatusCode::kInvalidArgument: return absl::InvalidArgumentError(status.message());
-    case kernels::StatusCode::kUnsupported: return absl::UnimplementedError(status.message());
-    case kernels::StatusCode::kOutOfMemory: return absl::ResourceExhaustedError(status.message());
-    case kernels::StatusCode::kDevice: return absl::InternalError(status.message());
+    case kernels::StatusCode::kOk:
+      return absl::OkStatus();
+    case kernels::StatusCode::kInvalidArgument:
+      return absl::InvalidArgumentError(status.message());
+    case kernels::StatusCode::kUnsupported:
+      return absl::UnimplementedError(status.message());
+    case kernels::StatusCode::kOutOfMemory:
+      return absl::ResourceExhaustedError(status.message());
+    case kernels::StatusCode::kDevice:
+      return absl::InternalError(status.message());
   }
   return absl::InternalError(status.message());
 }

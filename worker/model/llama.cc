@@ -13,18 +13,22 @@ namespace qserve::worker::model {
 using kernels::Activation;
 using kernels::Matrix;
 
-absl::StatusOr<std::unique_ptr<Llama>> Llama::Create(const checkpoint::ModelConfig& config, const Shard& shard,
-                                                     ModelWeights weights, kernels::Backend& backend,
-                                                     comm::Communicator& communicator, const LlamaOptions& options) {
+absl::StatusOr<std::unique_ptr<Llama>> Llama::Create(const checkpoint::ModelConfig& config,
+                                                     const Shard& shard, ModelWeights weights,
+                                                     kernels::Backend& backend,
+                                                     comm::Communicator& communicator,
+                                                     const LlamaOptions& options) {
   QSERVE_CHECK(communicator.rank() == shard.rank && communicator.size() == shard.size);
   QSERVE_CHECK(options.max_step_tokens > 0 && options.max_logit_rows > 0 && options.slots > 0);
-  std::unique_ptr<Llama> model(new Llama(config, shard, std::move(weights), backend, communicator, options));
+  std::unique_ptr<Llama> model(
+      new Llama(config, shard, std::move(weights), backend, communicator, options));
   RETURN_IF_ERROR(model->Allocate());
   return model;
 }
 
 Llama::Llama(const checkpoint::ModelConfig& config, const Shard& shard, ModelWeights weights,
-             kernels::Backend& backend, comm::Communicator& communicator, const LlamaOptions& options)
+             kernels::Backend& backend, comm::Communicator& communicator,
+             const LlamaOptions& options)
     : config_(config),
       shard_(shard),
       weights_(std::move(weights)),
@@ -40,7 +44,8 @@ absl::Status Llama::Allocate() {
     ASSIGN_OR_RETURN(to, FloatRows::Create(backend_, max_rows, cols));
     return absl::OkStatus();
   };
-  const auto input = [&](LinearInputRows& to, int64_t max_rows, const kernels::PackedLinear& weight) -> absl::Status {
+  const auto input = [&](LinearInputRows& to, int64_t max_rows,
+                         const kernels::PackedLinear& weight) -> absl::Status {
     ASSIGN_OR_RETURN(to, LinearInputRows::Create(backend_, max_rows, weight, observed));
     return absl::OkStatus();
   };
@@ -56,7 +61,8 @@ absl::Status Llama::Allocate() {
   RETURN_IF_ERROR(input(feed_forward_hidden_, tokens, *first.feed_forward.down));
   RETURN_IF_ERROR(input(head_input_, options_.max_logit_rows, *weights_.lm_head));
 
-  ASSIGN_OR_RETURN(sampled_ids_, ToAbsl(backend_.Allocate(options_.slots * int64_t{sizeof(int32_t)}, "sampled ids")));
+  ASSIGN_OR_RETURN(sampled_ids_, ToAbsl(backend_.Allocate(options_.slots * int64_t{sizeof(int32_t)},
+                                                          "sampled ids")));
   ASSIGN_OR_RETURN(std::vector<float> table, MakeRopeTable(config_, options_.max_positions));
   const int64_t table_bytes = static_cast<int64_t>(table.size() * sizeof(float));
   ASSIGN_OR_RETURN(cos_sin_, ToAbsl(backend_.Allocate(table_bytes, "rope table")));
@@ -72,10 +78,12 @@ void Llama::Forward(const StepInputs& inputs, std::span<const LayerKv> kv,
   Embed(inputs);
   for (int64_t layer = 0; layer < config_.layers; ++layer) {
     const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
-    const Matrix<const float> before = layer == 0 ? Matrix<const float>{} : AsConst(delta_.First(tokens));
+    const Matrix<const float> before =
+        layer == 0 ? Matrix<const float>{} : AsConst(delta_.First(tokens));
     Norm(before, weights.input_gain, {}, block_input_.First(tokens));
     Attention(layer, inputs, kv[static_cast<size_t>(layer)]);
-    Norm(AsConst(delta_.First(tokens)), weights.post_attention_gain, {}, block_input_.First(tokens));
+    Norm(AsConst(delta_.First(tokens)), weights.post_attention_gain, {},
+         block_input_.First(tokens));
     FeedForward(layer, tokens);
     ObserveBlockOutput(layer, tokens);
   }
@@ -93,8 +101,8 @@ void Llama::Embed(const StepInputs& inputs) {
   communicator_.AllReduceSum(residual);
 }
 
-void Llama::Norm(Matrix<const float> delta, const kernels::Buffer& gain, std::span<const int32_t> rows,
-                 const Activation& out) {
+void Llama::Norm(Matrix<const float> delta, const kernels::Buffer& gain,
+                 std::span<const int32_t> rows, const Activation& out) {
   const int64_t tokens = delta.data != nullptr ? delta.rows : out.rows;
   kernels::ops::Norm(backend_, {.residual = residual_.First(tokens),
                                 .delta = delta,
@@ -127,14 +135,15 @@ void Llama::Attention(int64_t layer, const StepInputs& inputs, const LayerKv& kv
                                       .layer = kv.pages});
   ObserveRotated(layer, inputs, std::move(keys));
   const Matrix<const float> q = {qkv.data, tokens, int64_t{heads} * config_.head_dim, qkv.stride};
-  kernels::ops::Attention(backend_, {.q = q,
-                                     .heads = heads,
-                                     .kv = kv.shape,
-                                     .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
-                                     .sliding_window = config_.sliding_window[static_cast<size_t>(layer)],
-                                     .sequences = inputs.sequences,
-                                     .layer = kv.pages,
-                                     .out = output});
+  kernels::ops::Attention(backend_,
+                          {.q = q,
+                           .heads = heads,
+                           .kv = kv.shape,
+                           .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
+                           .sliding_window = config_.sliding_window[static_cast<size_t>(layer)],
+                           .sequences = inputs.sequences,
+                           .layer = kv.pages,
+                           .out = output});
   ObserveInput(layer, LinearInput::kO, output);
   kernels::ops::Linear(backend_, {.weight = weights.o.get(), .x = output, .out = delta});
   communicator_.AllReduceSum(delta);
@@ -160,7 +169,8 @@ void Llama::Logits(const StepInputs& inputs) {
   logits_view_ = {};
   if (rows == 0) return;
   const Activation input = head_input_.First(rows);
-  Norm(AsConst(delta_.First(std::ssize(inputs.token_ids))), weights_.final_gain, inputs.logit_rows, input);
+  Norm(AsConst(delta_.First(std::ssize(inputs.token_ids))), weights_.final_gain, inputs.logit_rows,
+       input);
   const Matrix<float> all = logits_.First(rows);
   const Matrix<float> local = {all.data, rows, shard_.vocab_rows, all.stride};
   kernels::ops::Linear(backend_, {.weight = weights_.lm_head.get(), .x = input, .out = local});

@@ -1,6 +1,8 @@
-// The Llama family, written once: Llama 2/3, Mistral, Yi, Qwen1.5/2/2.5 and Qwen3 differ in biases, q/k norms, windows, rope and tied
-// embeddings only, which the configuration says. Runs on any Backend and any tensor-parallel group. Called by exec/model_executor
-// (serving), exec/direct_runner (tests, quantizer) on one thread at a time, which is then also the thread of the backend.
+// The Llama family, written once: Llama 2/3, Mistral, Yi, Qwen1.5/2/2.5 and Qwen3 differ in biases,
+// q/k norms, windows, rope and tied embeddings only, which the configuration says. Runs on any
+// Backend and any tensor-parallel group. Called by exec/model_executor (serving),
+// exec/direct_runner (tests, quantizer) on one thread at a time, which is then also the thread of
+// the backend.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +32,8 @@ struct StepInputs {
   std::span<const int32_t> token_ids;  // one a row; ~slot: the id last sampled for that slot
   std::span<const kernels::SequenceSpan> sequences;  // cover the rows, in order
   std::span<const int32_t> logit_rows;               // rows whose next token is wanted
-  std::span<const kernels::SampleRow> sampling;  // one for each of them, or empty: logits only. The same length on all ranks
+  std::span<const kernels::SampleRow>
+      sampling;  // one for each of them, or empty: logits only. The same length on all ranks
 };
 
 struct LlamaOptions {
@@ -43,32 +46,38 @@ struct LlamaOptions {
 
 class Llama {
  public:
-  // References must outlive the model; `weights` were loaded for `shard` through `backend`. Allocates everything that Forward needs.
-  static absl::StatusOr<std::unique_ptr<Llama>> Create(const checkpoint::ModelConfig& config, const Shard& shard,
-                                                       ModelWeights weights, kernels::Backend& backend,
+  // References must outlive the model; `weights` were loaded for `shard` through `backend`.
+  // Allocates everything that Forward needs.
+  static absl::StatusOr<std::unique_ptr<Llama>> Create(const checkpoint::ModelConfig& config,
+                                                       const Shard& shard, ModelWeights weights,
+                                                       kernels::Backend& backend,
                                                        comm::Communicator& communicator,
                                                        const LlamaOptions& options);
 
-  // Issues one step's operations; failures are latched in the backend, so call it inside Backend::Run. On rank 0 with
-  // `inputs.sampling`, *results (may be null elsewhere) has the drawn tokens once Run returned. `kv` has one entry a layer.
-  void Forward(const StepInputs& inputs, std::span<const LayerKv> kv, std::vector<kernels::SampledToken>* results);
+  // Issues one step's operations; failures are latched in the backend, so call it inside
+  // Backend::Run. On rank 0 with `inputs.sampling`, *results (may be null elsewhere) has the drawn
+  // tokens once Run returned. `kv` has one entry a layer.
+  void Forward(const StepInputs& inputs, std::span<const LayerKv> kv,
+               std::vector<kernels::SampledToken>* results);
 
-  // Logits of the last step's logit_rows on rank 0, [rows, >= vocabulary] (columns beyond it are padding); device memory.
+  // Logits of the last step's logit_rows on rank 0, [rows, >= vocabulary] (columns beyond it are
+  // padding); device memory.
   kernels::Matrix<const float> logits() const { return logits_view_; }
 
-  // Ids last drawn for each slot, the same on every rank once a step is done; device memory [slots].
+  // Ids last drawn for each slot, the same on every rank once a step is done; device memory
+  // [slots].
   const int32_t* sampled_ids() const { return sampled_ids_.as<int32_t>(); }
 
   const ModelWeights& weights() const { return weights_; }
 
  private:
-  Llama(const checkpoint::ModelConfig& config, const Shard& shard, ModelWeights weights, kernels::Backend& backend,
-        comm::Communicator& communicator, const LlamaOptions& options);
+  Llama(const checkpoint::ModelConfig& config, const Shard& shard, ModelWeights weights,
+        kernels::Backend& backend, comm::Communicator& communicator, const LlamaOptions& options);
   absl::Status Allocate();
 
   void Embed(const StepInputs& inputs);
-  void Norm(kernels::Matrix<const float> delta, const kernels::Buffer& gain, std::span<const int32_t> rows,
-            const kernels::Activation& out);
+  void Norm(kernels::Matrix<const float> delta, const kernels::Buffer& gain,
+            std::span<const int32_t> rows, const kernels::Activation& out);
   void Attention(int64_t layer, const StepInputs& inputs, const LayerKv& kv);
   void FeedForward(int64_t layer, int64_t tokens);
   void Logits(const StepInputs& inputs);
@@ -91,10 +100,10 @@ class Llama {
   kernels::Buffer cos_sin_;      // [max_positions, head_dim]
   kernels::Buffer sampled_ids_;  // [slots]
   FloatRows residual_;           // [tokens, hidden]
-  FloatRows delta_;              // [tokens, hidden]: what o or down adds to the residual, by the next norm
+  FloatRows delta_;  // [tokens, hidden]: what o or down adds to the residual, by the next norm
   FloatRows qkv_;
   FloatRows gate_up_;
-  FloatRows logits_;  // rank 0: every rank's columns side by side; elsewhere this rank's
+  FloatRows logits_;             // rank 0: every rank's columns side by side; elsewhere this rank's
   LinearInputRows block_input_;  // of qkv and of gate_up
   LinearInputRows attention_output_;
   LinearInputRows feed_forward_hidden_;

@@ -12,7 +12,8 @@ using kernels::Matrix;
 std::vector<float> CopyRows(kernels::Backend& backend, Matrix<const float> device) {
   std::vector<float> host(static_cast<size_t>(device.rows * device.cols));
   for (int64_t r = 0; r < device.rows; ++r) {
-    backend.CopyToHost(host.data() + r * device.cols, device.row(r), device.cols * int64_t{sizeof(float)});
+    backend.CopyToHost(host.data() + r * device.cols, device.row(r),
+                       device.cols * int64_t{sizeof(float)});
   }
   return host;
 }
@@ -63,7 +64,8 @@ void Llama::ObserveRotated(int64_t layer, const StepInputs& inputs, std::vector<
   const int64_t key_columns = shard_.local_kv_heads() * head_dim;
   std::vector<float> gain(static_cast<size_t>(head_dim));
   const kernels::Buffer& device_gain = weights_.layers[static_cast<size_t>(layer)].k_gain;
-  if (config_.qk_norm) backend_.CopyToHost(gain.data(), device_gain.data(), head_dim * int64_t{sizeof(float)});
+  if (config_.qk_norm)
+    backend_.CopyToHost(gain.data(), device_gain.data(), head_dim * int64_t{sizeof(float)});
   for (const kernels::SequenceSpan& sequence : inputs.sequences) {
     for (int64_t i = 0; i < sequence.row_count; ++i) {
       const float* cos_sin = host_cos_sin_.data() + (sequence.first_position + i) * head_dim;

@@ -8,17 +8,22 @@ namespace {
 
 kernels::RopeType TypeOf(checkpoint::RopeType type) {
   switch (type) {
-    case checkpoint::RopeType::kDefault: return kernels::RopeType::kDefault;
-    case checkpoint::RopeType::kLinear: return kernels::RopeType::kLinear;
-    case checkpoint::RopeType::kLlama3: return kernels::RopeType::kLlama3;
-    case checkpoint::RopeType::kYarn: return kernels::RopeType::kYarn;
+    case checkpoint::RopeType::kDefault:
+      return kernels::RopeType::kDefault;
+    case checkpoint::RopeType::kLinear:
+      return kernels::RopeType::kLinear;
+    case checkpoint::RopeType::kLlama3:
+      return kernels::RopeType::kLlama3;
+    case checkpoint::RopeType::kYarn:
+      return kernels::RopeType::kYarn;
   }
   return kernels::RopeType::kDefault;
 }
 
 }  // namespace
 
-absl::StatusOr<std::vector<float>> MakeRopeTable(const checkpoint::ModelConfig& config, int64_t positions) {
+absl::StatusOr<std::vector<float>> MakeRopeTable(const checkpoint::ModelConfig& config,
+                                                 int64_t positions) {
   const checkpoint::RopeConfig& rope = config.rope;
   kernels::RopeSpec spec;
   spec.type = TypeOf(rope.type);

@@ -30,7 +30,8 @@ Range CutIntermediate(const ModelConfig& config, int rank, int size) {
           std::min(config.intermediate_size, units * (rank + 1) / size * kCutMultiple)};
 }
 
-// Aligned runs of gcd(local heads, heads per kv head) query heads share one kv head, whatever the degree: each run gets one.
+// Aligned runs of gcd(local heads, heads per kv head) query heads share one kv head, whatever the
+// degree: each run gets one.
 std::vector<int> CutKvHeads(const ModelConfig& config, Range heads) {
   const int64_t group = config.heads / config.kv_heads;
   const int64_t run = std::gcd(heads.size(), group);
@@ -53,15 +54,14 @@ std::vector<int> LegalDegrees(const ModelConfig& config) {
 
 absl::StatusOr<Shard> MakeShard(const ModelConfig& config, int rank, int size) {
   if (config.heads <= 0 || config.kv_heads <= 0 || config.heads % config.kv_heads != 0) {
-    return absl::InvalidArgumentError(fmt::format(
-        "{} query heads do not share {} kv heads evenly", config.heads, config.kv_heads));
+    return absl::InvalidArgumentError(fmt::format("{} query heads do not share {} kv heads evenly",
+                                                  config.heads, config.kv_heads));
   }
   if (!IsLegal(config, size)) {
-    return absl::InvalidArgumentError(
-        fmt::format("tensor-parallel size {} does not cut this model ({} query heads, {} "
-                    "intermediate columns); legal sizes: {}",
-                    size, config.heads, config.intermediate_size,
-                    fmt::join(LegalDegrees(config), ", ")));
+    return absl::InvalidArgumentError(fmt::format(
+        "tensor-parallel size {} does not cut this model ({} query heads, {} "
+        "intermediate columns); legal sizes: {}",
+        size, config.heads, config.intermediate_size, fmt::join(LegalDegrees(config), ", ")));
   }
   if (rank < 0 || rank >= size) {
     return absl::InvalidArgumentError(fmt::format("rank {} of a group of {}", rank, size));

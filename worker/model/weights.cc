@@ -25,7 +25,8 @@ using kernels::LinearWeight;
 using kernels::PackedLinear;
 using kernels::WeightFormat;
 
-// Rows of a vocabulary matrix handled at once: bounds what the host holds in fp32 while the head is quantized.
+// Rows of a vocabulary matrix handled at once: bounds what the host holds in fp32 while the head is
+// quantized.
 constexpr int64_t kVocabChunkRows = 4096;
 
 int64_t FloatBytes(FloatType type) { return type == FloatType::kF32 ? 4 : 2; }
@@ -49,15 +50,17 @@ std::vector<float> ToFloats(const FloatMatrix& matrix) {
   return floats;
 }
 
-// As fp16 bytes, rounded to nearest even where the checkpoint has another type. A value beyond fp16 would be served as infinity.
+// As fp16 bytes, rounded to nearest even where the checkpoint has another type. A value beyond fp16
+// would be served as infinity.
 absl::Status RoundToHalf(FloatMatrix& matrix) {
   if (matrix.type == FloatType::kF16) return absl::OkStatus();
   std::vector<uint8_t> halves(static_cast<size_t>(2 * matrix.rows * matrix.cols));
   for (int64_t i = 0; i < matrix.rows * matrix.cols; ++i) {
     const uint16_t half = kernels::FloatToHalf(FloatAt(matrix.type, matrix.data.data(), i));
     if ((half & 0x7c00u) == 0x7c00u) {
-      return absl::InvalidArgumentError(fmt::format(
-          "lm_head row {}, column {} does not fit fp16; serve it as int8", i / matrix.cols, i % matrix.cols));
+      return absl::InvalidArgumentError(
+          fmt::format("lm_head row {}, column {} does not fit fp16; serve it as int8",
+                      i / matrix.cols, i % matrix.cols));
     }
     std::memcpy(halves.data() + 2 * i, &half, sizeof(half));
   }
@@ -108,23 +111,29 @@ class Loader {
 
   absl::Status LoadGains(int64_t layer) {
     LayerWeights& to = weights_.layers[static_cast<size_t>(layer)];
-    ASSIGN_OR_RETURN(to.input_gain, LoadVector(LayerName(layer, "input_layernorm.weight"), config_.hidden_size));
-    ASSIGN_OR_RETURN(to.post_attention_gain,
-                     LoadVector(LayerName(layer, "post_attention_layernorm.weight"), config_.hidden_size));
+    ASSIGN_OR_RETURN(to.input_gain,
+                     LoadVector(LayerName(layer, "input_layernorm.weight"), config_.hidden_size));
+    ASSIGN_OR_RETURN(
+        to.post_attention_gain,
+        LoadVector(LayerName(layer, "post_attention_layernorm.weight"), config_.hidden_size));
     if (!config_.qk_norm) return absl::OkStatus();
-    ASSIGN_OR_RETURN(to.q_gain, LoadVector(LayerName(layer, "self_attn.q_norm.weight"), config_.head_dim));
-    ASSIGN_OR_RETURN(to.k_gain, LoadVector(LayerName(layer, "self_attn.k_norm.weight"), config_.head_dim));
+    ASSIGN_OR_RETURN(to.q_gain,
+                     LoadVector(LayerName(layer, "self_attn.q_norm.weight"), config_.head_dim));
+    ASSIGN_OR_RETURN(to.k_gain,
+                     LoadVector(LayerName(layer, "self_attn.k_norm.weight"), config_.head_dim));
     return absl::OkStatus();
   }
 
   absl::Status LoadEmbedding() {
     const int64_t rows = shard_.vocab.size(), cols = config_.hidden_size;
-    weights_.embedding_table = {.first_id = static_cast<int32_t>(shard_.vocab.begin), .rows = rows, .cols = cols};
+    weights_.embedding_table = {
+        .first_id = static_cast<int32_t>(shard_.vocab.begin), .rows = rows, .cols = cols};
     if (rows == 0) return absl::OkStatus();
     const auto read = [&](int64_t chunk) {
       const int64_t begin = shard_.vocab.begin + chunk * kVocabChunkRows;
       return checkpoint_.ReadRows("model.embed_tokens.weight",
-                                  {begin, std::min(shard_.vocab.end, begin + kVocabChunkRows)}, cols);
+                                  {begin, std::min(shard_.vocab.end, begin + kVocabChunkRows)},
+                                  cols);
     };
     const auto copy = [&](int64_t chunk, FloatMatrix part) -> absl::Status {
       const int64_t row_bytes = cols * FloatBytes(part.type);
@@ -139,11 +148,14 @@ class Loader {
       if (config_.tie_word_embeddings) tied_head_.push_back(std::move(part));
       return absl::OkStatus();
     };
-    return ReadAhead<FloatMatrix>((rows + kVocabChunkRows - 1) / kVocabChunkRows, options_.reader_threads, read, copy);
+    return ReadAhead<FloatMatrix>((rows + kVocabChunkRows - 1) / kVocabChunkRows,
+                                  options_.reader_threads, read, copy);
   }
 
-  absl::StatusOr<LinearWeight> ReadRowParallel(int64_t layer, const char* name, Range columns) const {
-    return checkpoint_.ReadLinear(LayerName(layer, name), {0, config_.hidden_size}, columns, options_.quantization);
+  absl::StatusOr<LinearWeight> ReadRowParallel(int64_t layer, const char* name,
+                                               Range columns) const {
+    return checkpoint_.ReadLinear(LayerName(layer, name), {0, config_.hidden_size}, columns,
+                                  options_.quantization);
   }
 
   // Row ranges of one or several linears over all of hidden, under one another.
@@ -155,8 +167,9 @@ class Loader {
     std::vector<LinearWeight> weights;
     weights.reserve(parts.size());
     for (const Rows& part : parts) {
-      ASSIGN_OR_RETURN(LinearWeight weight, checkpoint_.ReadLinear(LayerName(layer, part.name), part.range,
-                                                                   {0, config_.hidden_size}, options_.quantization));
+      ASSIGN_OR_RETURN(LinearWeight weight,
+                       checkpoint_.ReadLinear(LayerName(layer, part.name), part.range,
+                                              {0, config_.hidden_size}, options_.quantization));
       weights.push_back(std::move(weight));
     }
     std::vector<const LinearWeight*> pointers;
@@ -185,12 +198,16 @@ class Loader {
     const int64_t layer = index / kLinearsPerLayer;
     const int64_t head_dim = config_.head_dim;
     switch (index % kLinearsPerLayer) {
-      case 0: return ReadQkv(layer);
+      case 0:
+        return ReadQkv(layer);
       case 1:
         return ReadRowParallel(layer, "self_attn.o_proj",
                                {shard_.heads.begin * head_dim, shard_.heads.end * head_dim});
-      case 2: return ReadFused(layer, {{"mlp.gate_proj", shard_.intermediate}, {"mlp.up_proj", shard_.intermediate}});
-      default: return ReadRowParallel(layer, "mlp.down_proj", shard_.intermediate);
+      case 2:
+        return ReadFused(
+            layer, {{"mlp.gate_proj", shard_.intermediate}, {"mlp.up_proj", shard_.intermediate}});
+      default:
+        return ReadRowParallel(layer, "mlp.down_proj", shard_.intermediate);
     }
   }
 
@@ -218,14 +235,18 @@ class Loader {
   absl::StatusOr<FloatMatrix> HeadRows(int64_t chunk) const {
     const int64_t cols = config_.hidden_size;
     const int64_t begin = shard_.vocab.begin + chunk * kVocabChunkRows;
-    const Range ids = {std::min(shard_.vocab.end, begin), std::min(shard_.vocab.end, begin + kVocabChunkRows)};
-    if (ids.size() == 0) return FloatMatrix{.type = config_.float_type, .rows = 0, .cols = cols, .data = {}};
+    const Range ids = {std::min(shard_.vocab.end, begin),
+                       std::min(shard_.vocab.end, begin + kVocabChunkRows)};
+    if (ids.size() == 0)
+      return FloatMatrix{.type = config_.float_type, .rows = 0, .cols = cols, .data = {}};
     if (config_.tie_word_embeddings) return tied_head_[static_cast<size_t>(chunk)];
     return checkpoint_.ReadRows("lm_head.weight", ids, cols);
   }
 
-  // `rows` rows of this rank's head in the format it is served in; rows beyond the vocabulary are zero.
-  absl::StatusOr<LinearWeight> ReadHeadChunk(int64_t chunk, int64_t rows, WeightFormat format) const {
+  // `rows` rows of this rank's head in the format it is served in; rows beyond the vocabulary are
+  // zero.
+  absl::StatusOr<LinearWeight> ReadHeadChunk(int64_t chunk, int64_t rows,
+                                             WeightFormat format) const {
     const int64_t cols = config_.hidden_size;
     ASSIGN_OR_RETURN(FloatMatrix matrix, HeadRows(chunk));
     matrix.rows = rows;
@@ -250,14 +271,16 @@ class Loader {
     const WeightFormat format = LmHeadFormat(config_, options_);
     std::vector<LinearWeight> chunks;
     const auto read = [&](int64_t chunk) {
-      return ReadHeadChunk(chunk, std::min(kVocabChunkRows, shard_.vocab_rows - chunk * kVocabChunkRows), format);
+      return ReadHeadChunk(
+          chunk, std::min(kVocabChunkRows, shard_.vocab_rows - chunk * kVocabChunkRows), format);
     };
     const auto keep = [&](int64_t, LinearWeight chunk) {
       chunks.push_back(std::move(chunk));
       return absl::OkStatus();
     };
-    RETURN_IF_ERROR(ReadAhead<LinearWeight>((shard_.vocab_rows + kVocabChunkRows - 1) / kVocabChunkRows,
-                                            options_.reader_threads, read, keep));
+    RETURN_IF_ERROR(
+        ReadAhead<LinearWeight>((shard_.vocab_rows + kVocabChunkRows - 1) / kVocabChunkRows,
+                                options_.reader_threads, read, keep));
     tied_head_.clear();
     std::vector<const LinearWeight*> pointers;
     for (const LinearWeight& chunk : chunks) pointers.push_back(&chunk);
@@ -276,7 +299,8 @@ class Loader {
     const int64_t linears = config_.layers * rows * config_.hidden_size;
     const int64_t vocabulary = (shard_.vocab.size() + shard_.vocab_rows) * config_.hidden_size;
     const int64_t float_bytes = FloatBytes(config_.float_type);
-    return (quantized ? linears / 2 : linears * float_bytes) + vocabulary * (quantized ? 3 : 2 * float_bytes) / 2;
+    return (quantized ? linears / 2 : linears * float_bytes) +
+           vocabulary * (quantized ? 3 : 2 * float_bytes) / 2;
   }
 
   void Progress(int64_t bytes) {
@@ -289,7 +313,8 @@ class Loader {
   const Shard& shard_;
   kernels::Backend& backend_;
   const WeightOptions& options_;
-  std::vector<FloatMatrix> tied_head_;  // the embedding's chunks, kept for a head that is the same tensor: read once
+  std::vector<FloatMatrix>
+      tied_head_;  // the embedding's chunks, kept for a head that is the same tensor: read once
   ModelWeights weights_;
   int64_t done_ = 0;
 };
@@ -298,17 +323,23 @@ class Loader {
 
 WeightFormat LmHeadFormat(const ModelConfig& config, const WeightOptions& options) {
   const auto of_bits = [](int bits) {
-    return bits == 4 ? WeightFormat::kW4Group128 : bits == 8 ? WeightFormat::kW8 : WeightFormat::kHalfFixedOrder;
+    return bits == 4   ? WeightFormat::kW4Group128
+           : bits == 8 ? WeightFormat::kW8
+                       : WeightFormat::kHalfFixedOrder;
   };
   switch (options.lm_head) {
-    case LmHeadType::kFp16: return WeightFormat::kHalfFixedOrder;
-    case LmHeadType::kInt8: return WeightFormat::kW8;
-    case LmHeadType::kInt4: return WeightFormat::kW4Group128;
-    case LmHeadType::kAuto: break;
+    case LmHeadType::kFp16:
+      return WeightFormat::kHalfFixedOrder;
+    case LmHeadType::kInt8:
+      return WeightFormat::kW8;
+    case LmHeadType::kInt4:
+      return WeightFormat::kW4Group128;
+    case LmHeadType::kAuto:
+      break;
   }
   if (config.lm_head_bits) return of_bits(*config.lm_head_bits);
-  const bool quantized =
-      config.scheme != checkpoint::Scheme::kFloat || options.quantization != LoadQuantization::kNone;
+  const bool quantized = config.scheme != checkpoint::Scheme::kFloat ||
+                         options.quantization != LoadQuantization::kNone;
   return quantized ? WeightFormat::kW8 : WeightFormat::kFloat;
 }
 

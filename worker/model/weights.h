@@ -1,5 +1,6 @@
-// A rank's weights on its device: read as slices from a checkpoint, fused (q|k|v, gate|up), packed in the backend's order. Called
-// once at start-up by exec/rank.cc, and by the quantizer; afterwards only read, by llama.cc.
+// A rank's weights on its device: read as slices from a checkpoint, fused (q|k|v, gate|up), packed
+// in the backend's order. Called once at start-up by exec/rank.cc, and by the quantizer; afterwards
+// only read, by llama.cc.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,10 @@ enum class LmHeadType { kAuto, kFp16, kInt8, kInt4 };
 struct WeightOptions {
   LmHeadType lm_head = LmHeadType::kAuto;
   checkpoint::LoadQuantization quantization = checkpoint::LoadQuantization::kNone;
-  int reader_threads = 1;  // read and quantize ahead of packing; at most that many weights wait in host memory
-  std::function<void(int64_t done, int64_t total)> progress;  // bytes of weights; on the loading thread; may be empty
+  int reader_threads =
+      1;  // read and quantize ahead of packing; at most that many weights wait in host memory
+  std::function<void(int64_t done, int64_t total)>
+      progress;  // bytes of weights; on the loading thread; may be empty
 };
 
 // The feed-forward part stands by itself: a mixture of experts would be another one.
@@ -31,9 +34,9 @@ struct FeedForwardWeights {
 };
 
 struct LayerWeights {
-  kernels::Buffer input_gain;           // fp32 [hidden]
-  kernels::Buffer post_attention_gain;  // fp32 [hidden]
-  kernels::Buffer q_gain, k_gain;       // fp32 [head_dim], empty without q/k norm
+  kernels::Buffer input_gain;                  // fp32 [hidden]
+  kernels::Buffer post_attention_gain;         // fp32 [hidden]
+  kernels::Buffer q_gain, k_gain;              // fp32 [head_dim], empty without q/k norm
   std::unique_ptr<kernels::PackedLinear> qkv;  // rows: q heads, k heads, v heads of this rank
   std::unique_ptr<kernels::PackedLinear> o;
   FeedForwardWeights feed_forward;
@@ -49,13 +52,17 @@ struct ModelWeights {
   int64_t device_bytes = 0;
 };
 
-// What `options.lm_head` means for this checkpoint: auto is what the quantizer recorded, else int8 where the model is served
-// quantized and floating point, as stored, where it is not. A precision asked for by name is given.
-kernels::WeightFormat LmHeadFormat(const checkpoint::ModelConfig& config, const WeightOptions& options);
+// What `options.lm_head` means for this checkpoint: auto is what the quantizer recorded, else int8
+// where the model is served quantized and floating point, as stored, where it is not. A precision
+// asked for by name is given.
+kernels::WeightFormat LmHeadFormat(const checkpoint::ModelConfig& config,
+                                   const WeightOptions& options);
 
-// Reads only the shard's slices and frees host memory as it goes. Errors: the checkpoint's (malformed, missing), the backend's
-// (ResourceExhausted when the device is full, Unimplemented for a format it has no kernel for).
-absl::StatusOr<ModelWeights> LoadWeights(const checkpoint::Checkpoint& checkpoint, const Shard& shard,
-                                         kernels::Backend& backend, const WeightOptions& options);
+// Reads only the shard's slices and frees host memory as it goes. Errors: the checkpoint's
+// (malformed, missing), the backend's (ResourceExhausted when the device is full, Unimplemented for
+// a format it has no kernel for).
+absl::StatusOr<ModelWeights> LoadWeights(const checkpoint::Checkpoint& checkpoint,
+                                         const Shard& shard, kernels::Backend& backend,
+                                         const WeightOptions& options);
 
 }  // namespace qserve::worker::model

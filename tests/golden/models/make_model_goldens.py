@@ -1,7 +1,7 @@
 """Makes the goldens of tests/golden/models: logits of small random models of every supported family by Hugging Face transformers.
 
-For each model of MODELS one folder: config.json as transformers 4 writes it, config.v5.json as the installed transformers 5 does,
-prompt.json (token ids) and logits.bin (float32, little endian, [tokens][vocabulary], one row for every position of the prompt).
+For each model of MODELS: NAME.config.json as transformers 4 writes it, NAME.config.v5.json as the installed transformers 5 does,
+NAME.prompt.json (token ids) and NAME.logits.bin (float32, little endian, [tokens][vocabulary], a row for every position of the prompt).
 Weights are those of random_weights.py, so that none are stored. Logits are computed in float64 with eager attention (norms and rotary
 embeddings in float32, as transformers insists), then rounded once.
 
@@ -84,32 +84,35 @@ def prompt(vocabulary):
     return [int(word) % vocabulary for word in random_weights.words("prompt", SEED, PROMPT_TOKENS)]
 
 
-def load(folder, config):
+def load(config):
     """The model of transformers with our weights, and the configuration that it was read as."""
-    read = transformers.AutoConfig.from_pretrained(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "config.json").write_text(json.dumps(config))
+        read = transformers.AutoConfig.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_config(read, attn_implementation="eager", dtype=torch.float32)
     weights = {name: torch.from_numpy(value) for name, value in random_weights.state_dict(config, SEED).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = {"lm_head.weight"} if config["tie_word_embeddings"] else set()
     if set(missing) - tied or unexpected:
-        raise ValueError(f"{folder}: missing {missing}, unexpected {unexpected}")
+        raise ValueError(f"missing {missing}, unexpected {unexpected}")
     model.tie_weights()
     return model.double().eval(), read
 
 
 def make(name, config):
-    folder = HERE / name
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    model, read = load(folder, config)
+    def path(part):
+        return HERE / f"{name}.{part}"
+
+    path("config.json").write_text(json.dumps(config, indent=2) + "\n")
+    model, read = load(config)
     with tempfile.TemporaryDirectory() as written:
         read.save_pretrained(written)
-        (folder / "config.v5.json").write_text((pathlib.Path(written) / "config.json").read_text())
+        path("config.v5.json").write_text((pathlib.Path(written) / "config.json").read_text())
     ids = prompt(config["vocab_size"])
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0].to(torch.float32).numpy()
-    (folder / "prompt.json").write_text(json.dumps(ids) + "\n")
-    logits.astype("<f4").tofile(folder / "logits.bin")
+    path("prompt.json").write_text(json.dumps(ids) + "\n")
+    logits.astype("<f4").tofile(path("logits.bin"))
     print(f"{name}: {logits.shape}, norm {np.linalg.norm(logits):.4f}")
 
 

@@ -1,4 +1,5 @@
-// The cuts of tensor parallelism: they cover the model once, keep grouped-query attention's mapping and say why not otherwise.
+// The cuts of tensor parallelism: they cover the model once, keep grouped-query attention's mapping
+// and say why not otherwise.
 #include "worker/model/sharding.h"
 
 #include <string>
@@ -64,7 +65,8 @@ TEST(Sharding, RanksCoverTheModelOnceAndCutAtMultiplesOf32) {
 
 TEST(Sharding, EveryLocalHeadReadsItsOwnKvHead) {
   // Qwen2.5-7B has 28 query heads on 4 kv heads: some degrees cut through a group of 7.
-  for (const auto& [heads, kv_heads] : std::vector<std::pair<int, int>>{{28, 4}, {32, 8}, {12, 4}, {6, 6}, {8, 1}}) {
+  for (const auto& [heads, kv_heads] :
+       std::vector<std::pair<int, int>>{{28, 4}, {32, 8}, {12, 4}, {6, 6}, {8, 1}}) {
     const ModelConfig config = Config(heads, kv_heads, 4096, 1000);
     for (const int size : LegalDegrees(config)) {
       for (int rank = 0; rank < size; ++rank) {
@@ -86,7 +88,8 @@ TEST(Sharding, KvHeadsAreReplicatedBeyondTheirNumber) {
   EXPECT_THAT(MakeShard(config, 0, 4)->kv_heads, ElementsAre(0));
   EXPECT_THAT(MakeShard(config, 1, 4)->kv_heads, ElementsAre(0));
   EXPECT_THAT(MakeShard(config, 3, 4)->kv_heads, ElementsAre(1));
-  EXPECT_EQ(MakeShard(config, 1, 4)->intermediate.begin % 128, 64);  // 768 / 4 straddles groups of 128
+  EXPECT_EQ(MakeShard(config, 1, 4)->intermediate.begin % 128,
+            64);  // 768 / 4 straddles groups of 128
 }
 
 TEST(Sharding, SmallVocabularyLeavesLastRanksEmpty) {
