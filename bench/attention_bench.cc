@@ -182,6 +182,15 @@ void MeasureSampling(kernels::Backend& backend, const Options& options) {
   measure("greedy, 20 logprobs", {.temperature = 0, .logprobs = 20});
 }
 
+// Of memory like that of the pages.
+double MeasureBandwidth(kernels::Backend& backend, int threads) {
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  auto memory = backend.Allocate(kBytes, "attention_bench");
+  if (!memory.ok()) return 0;
+  std::fill_n(memory->as<uint8_t>(), kBytes, uint8_t{1});
+  return ReadBandwidth(threads, memory->data(), kBytes, 5);
+}
+
 int Main(int argc, char** argv) {
   Options options;
   for (int i = 1; i + 1 < argc; i += 2) {
@@ -202,7 +211,7 @@ int Main(int argc, char** argv) {
   auto backend =
       kernels::CreateBackend({.device = "cpu", .threads = options.threads, .cpu_isa = options.isa});
   if (!backend.ok()) return std::fprintf(stderr, "%s\n", backend.status().message().c_str()), 1;
-  const double bandwidth = ReadBandwidth(options.threads, int64_t{256} << 20, 5);
+  const double bandwidth = MeasureBandwidth(**backend, options.threads);
   std::printf("%s, %s: read bandwidth %.1f GB/s\n", (*backend)->info().name.c_str(),
               (*backend)->info().isa.c_str(), bandwidth);
   const auto wanted = [&](const std::string& name) {

@@ -1,5 +1,6 @@
-// Checks of every operation's arguments, once for all backends: shapes, formats, pointers, spans and what may not overlap. Called by
-// worker/model on the executor's thread. A violation is latched in the backend and the operation does not run.
+// Checks of every operation's arguments, once for all backends: shapes, formats, pointers, spans
+// and what may not overlap. Called by worker/model on the executor's thread. A violation is latched
+// in the backend and the operation does not run.
 #include "kernels/ops.h"
 
 #include <cmath>
@@ -58,13 +59,15 @@ bool CheckActivation(Checker& check, const Activation& a) {
   if (!check.Require(a.rows >= 0 && a.cols > 0, "activation without columns")) return false;
   if (a.rows == 0) return true;
   check.Require(a.f32 != nullptr || a.q != nullptr, "activation has neither floats nor codes");
-  if (a.f32 != nullptr) check.Require(a.f32_stride >= a.cols, "activation stride below its columns");
+  if (a.f32 != nullptr)
+    check.Require(a.f32_stride >= a.cols, "activation stride below its columns");
   if (a.q == nullptr) return check.ok();
   check.Require(a.scale != nullptr && a.row_sum != nullptr, "int8 rows without scale or row sum");
   check.Require(a.lead >= 0 && a.lead < kWeightGroup, "activation lead outside 0..127");
   check.Require(a.q_stride % kWeightGroup == 0 && a.q_stride >= PaddedColumns(a.lead, a.cols),
                 "int8 row stride is not a multiple of 128 that holds lead and columns");
-  return check.Require(reinterpret_cast<uintptr_t>(a.q) % 64 == 0, "int8 rows not aligned to 64 bytes");
+  return check.Require(reinterpret_cast<uintptr_t>(a.q) % 64 == 0,
+                       "int8 rows not aligned to 64 bytes");
 }
 
 bool CheckKv(Checker& check, const KvShape& kv, int heads, const KvLayer& layer) {
@@ -74,26 +77,32 @@ bool CheckKv(Checker& check, const KvShape& kv, int heads, const KvLayer& layer)
                 "head_dim is not a multiple of 32 up to 256", StatusCode::kUnsupported);
   if (!check.ok()) return false;
   check.Require(layer.pages != nullptr, "no KV pages");
-  return check.Require(layer.page_bytes >= KvPageBytes(kv), "KV pages smaller than their format needs");
+  return check.Require(layer.page_bytes >= KvPageBytes(kv),
+                       "KV pages smaller than their format needs");
 }
 
-// Spans are ascending, cover exactly `rows` rows, and their tables name a page for every position from `window` back on.
-bool CheckSequences(Checker& check, std::span<const SequenceSpan> sequences, int64_t rows, int64_t window) {
+// Spans are ascending, cover exactly `rows` rows, and their tables name a page for every position
+// from `window` back on.
+bool CheckSequences(Checker& check, std::span<const SequenceSpan> sequences, int64_t rows,
+                    int64_t window) {
   int64_t next = 0;
   for (const SequenceSpan& s : sequences) {
-    if (!check.Require(s.first_row == next && s.row_count >= 0, "sequences do not cover the rows in order") ||
+    if (!check.Require(s.first_row == next && s.row_count >= 0,
+                       "sequences do not cover the rows in order") ||
         !check.Require(s.first_position >= 0, "negative position")) {
       return false;
     }
     next += s.row_count;
     if (s.row_count == 0) continue;
     const int64_t last = (s.first_position + s.row_count - 1) / kKvPageTokens;
-    if (!check.Require(std::ssize(s.block_table) > last, "block table does not reach the last position")) {
+    if (!check.Require(std::ssize(s.block_table) > last,
+                       "block table does not reach the last position")) {
       return false;
     }
     const int64_t oldest = window < s.first_position ? s.first_position - window : 0;
     for (int64_t i = oldest / kKvPageTokens; i <= last; ++i) {
-      if (!check.Require(s.block_table[static_cast<size_t>(i)] >= 0, "negative page in a block table")) {
+      if (!check.Require(s.block_table[static_cast<size_t>(i)] >= 0,
+                         "negative page in a block table")) {
         return false;
       }
     }
@@ -110,7 +119,8 @@ bool AllWithin(std::span<const int32_t> ids, int64_t limit) {
 
 bool CheckSampleRow(Checker& check, const SampleRow& row, int32_t vocab_size) {
   check.Require(row.slot >= 0, "negative slot");
-  check.Require(row.temperature >= 0 && std::isfinite(row.temperature), "temperature is negative or not finite");
+  check.Require(row.temperature >= 0 && std::isfinite(row.temperature),
+                "temperature is negative or not finite");
   check.Require(row.top_k >= 0, "top_k is negative");
   check.Require(row.top_p > 0 && row.top_p <= 1, "top_p outside (0, 1]");
   check.Require(row.min_p >= 0 && row.min_p <= 1, "min_p outside [0, 1]");
@@ -120,10 +130,12 @@ bool CheckSampleRow(Checker& check, const SampleRow& row, int32_t vocab_size) {
                 "penalty is not finite");
   check.Require(row.bias_ids.size() == row.bias_values.size(), "logit biases without values");
   for (const float value : row.bias_values) check.Require(!std::isnan(value), "logit bias is NaN");
-  check.Require(row.logprobs >= -1 && row.logprobs <= vocab_size, "more log-probabilities than tokens");
-  return check.Require(AllWithin(row.prompt_ids, vocab_size) && AllWithin(row.output_ids, vocab_size) &&
-                           AllWithin(row.bias_ids, vocab_size) && AllWithin(row.banned_ids, vocab_size),
-                       "token id outside the vocabulary");
+  check.Require(row.logprobs >= -1 && row.logprobs <= vocab_size,
+                "more log-probabilities than tokens");
+  return check.Require(
+      AllWithin(row.prompt_ids, vocab_size) && AllWithin(row.output_ids, vocab_size) &&
+          AllWithin(row.bias_ids, vocab_size) && AllWithin(row.banned_ids, vocab_size),
+      "token id outside the vocabulary");
 }
 
 }  // namespace
@@ -131,12 +143,14 @@ bool CheckSampleRow(Checker& check, const SampleRow& row, int32_t vocab_size) {
 void Embed(Backend& backend, const EmbedArgs& args) {
   Checker check(backend, "Embed");
   check.Require(WellFormed(args.out), "malformed output");
-  check.Require(args.table.cols == args.out.cols && args.table.rows >= 0 && args.table.first_id >= 0,
-                "table and output differ in columns");
+  check.Require(
+      args.table.cols == args.out.cols && args.table.rows >= 0 && args.table.first_id >= 0,
+      "table and output differ in columns");
   check.Require(args.table.data != nullptr || args.table.rows == 0, "no table");
   check.Require(std::ssize(args.token_ids) == args.out.rows, "one token id per row");
   if (args.sampled_ids == nullptr) {
-    for (const int32_t id : args.token_ids) check.Require(id >= 0, "a slot is named but no sampled ids are given");
+    for (const int32_t id : args.token_ids)
+      check.Require(id >= 0, "a slot is named but no sampled ids are given");
   }
   if (check.ok() && args.out.rows > 0) backend.Embed(args);
 }
@@ -150,13 +164,16 @@ void Norm(Backend& backend, const NormArgs& args) {
                   "delta differs from the residual in shape");
   }
   check.Require(args.gain != nullptr, "no gain");
-  check.Require(args.epsilon >= 0 && std::isfinite(args.epsilon), "epsilon is negative or not finite");
+  check.Require(args.epsilon >= 0 && std::isfinite(args.epsilon),
+                "epsilon is negative or not finite");
   check.Require(AllWithin(args.rows, args.residual.rows), "row outside the residual");
   const int64_t rows = args.rows.empty() ? args.residual.rows : std::ssize(args.rows);
-  check.Require(args.out.rows == rows && args.out.cols == args.residual.cols, "output differs in shape");
+  check.Require(args.out.rows == rows && args.out.cols == args.residual.cols,
+                "output differs in shape");
   CheckActivation(check, args.out);
-  check.Require(!Overlaps(args.out, ExtentOf(args.residual)) && !Overlaps(args.out, ExtentOf(args.delta)),
-                "output overlaps an input");
+  check.Require(
+      !Overlaps(args.out, ExtentOf(args.residual)) && !Overlaps(args.out, ExtentOf(args.delta)),
+      "output overlaps an input");
   if (check.ok() && args.residual.rows > 0) backend.Norm(args);
 }
 
@@ -164,8 +181,10 @@ void Linear(Backend& backend, const LinearArgs& args) {
   Checker check(backend, "Linear");
   if (!check.Require(args.weight != nullptr, "no weight")) return;
   const PackedLinear& weight = *args.weight;
-  check.Require(WellFormed(args.out) && args.out.cols == weight.n, "output columns differ from the weight's rows");
-  check.Require(args.x.rows == args.out.rows && args.x.cols == weight.k, "input differs from weight or output in shape");
+  check.Require(WellFormed(args.out) && args.out.cols == weight.n,
+                "output columns differ from the weight's rows");
+  check.Require(args.x.rows == args.out.rows && args.x.cols == weight.k,
+                "input differs from weight or output in shape");
   CheckActivation(check, args.x);
   if (TakesInt8(weight.format)) {
     check.Require(args.x.q != nullptr || args.x.rows == 0, "this weight multiplies int8 rows");
@@ -181,9 +200,11 @@ void RopeAppend(Backend& backend, const RopeAppendArgs& args) {
   Checker check(backend, "RopeAppend");
   if (!CheckKv(check, args.kv, args.heads, args.layer)) return;
   const int64_t cols = (int64_t{args.heads} + 2 * int64_t{args.kv.kv_heads}) * args.kv.head_dim;
-  check.Require(WellFormed(args.qkv) && args.qkv.cols == cols, "qkv columns differ from heads times head_dim");
+  check.Require(WellFormed(args.qkv) && args.qkv.cols == cols,
+                "qkv columns differ from heads times head_dim");
   check.Require(args.cos_sin != nullptr, "no rotation table");
-  check.Require(args.qk_epsilon >= 0 && std::isfinite(args.qk_epsilon), "epsilon is negative or not finite");
+  check.Require(args.qk_epsilon >= 0 && std::isfinite(args.qk_epsilon),
+                "epsilon is negative or not finite");
   CheckSequences(check, args.sequences, args.qkv.rows, 0);
   if (check.ok() && args.qkv.rows > 0) backend.RopeAppend(args);
 }
@@ -195,7 +216,8 @@ void Attention(Backend& backend, const AttentionArgs& args) {
                 "q columns differ from heads times head_dim");
   check.Require(std::isfinite(args.scale), "scale is not finite");
   check.Require(args.sliding_window >= 0, "sliding window is negative");
-  check.Require(args.out.rows == args.q.rows && args.out.cols == args.q.cols, "output differs in shape");
+  check.Require(args.out.rows == args.q.rows && args.out.cols == args.q.cols,
+                "output differs in shape");
   CheckActivation(check, args.out);
   check.Require(!Overlaps(args.out, ExtentOf(args.q)), "output overlaps q");
   const int64_t window = args.sliding_window > 0 ? args.sliding_window - 1 : INT64_MAX;
@@ -216,9 +238,11 @@ void SiluMul(Backend& backend, const SiluMulArgs& args) {
 void Sample(Backend& backend, const SampleArgs& args) {
   Checker check(backend, "Sample");
   check.Require(WellFormed(args.logits), "malformed logits");
-  check.Require(args.vocab_size > 0 && args.vocab_size <= args.logits.cols, "vocabulary larger than the logits");
+  check.Require(args.vocab_size > 0 && args.vocab_size <= args.logits.cols,
+                "vocabulary larger than the logits");
   check.Require(std::ssize(args.rows) == args.logits.rows, "one sampling row per row of logits");
-  check.Require(args.sampled_ids != nullptr || args.results != nullptr, "nowhere to put the tokens");
+  check.Require(args.sampled_ids != nullptr || args.results != nullptr,
+                "nowhere to put the tokens");
   if (!check.ok()) return;
   for (const SampleRow& row : args.rows) {
     if (!CheckSampleRow(check, row, args.vocab_size)) return;

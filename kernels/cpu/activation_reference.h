@@ -1,4 +1,5 @@
-// How the reference operations write an Activation row: the floats, or int8 codes with scale and sum, or both.
+// How the reference operations write an Activation row: the floats, or int8 codes with scale and
+// sum, or both.
 #pragma once
 
 #include "kernels/quant/activation_quant.h"

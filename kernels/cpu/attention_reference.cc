@@ -1,13 +1,15 @@
-// Attention, plain form: the definition of its arithmetic. One row and head at a time, one position after another. Called through
-// OpTable `reference`; rows are spread over the pool because it is slow.
+// Attention, plain form: the definition of its arithmetic. One row and head at a time, one position
+// after another. Called through OpTable `reference`; rows are spread over the pool because it is
+// slow.
 //
-// For one row and head, q scaled first (x = q * scale), X = sum of x over 16 lanes, and for every chunk of 256 absolute positions
-// with visible ones:
-//   score[t]  = fma(key_scale[t], sum_c x[c] * code[t][c], key_min[t] * X)   (a chain of fma over c in order; plain sum for fp formats)
-//   m = max score;  p[t] = exp(score[t] - m);  l = sum p[t] over lanes t % 16
-//   o[c] = sum_t (p[t] * value_scale[t]) * code[t][c]  (a chain of fma over t in order)  + 0 + sum_t p[t] * value_min[t] over lanes
-// Chunks are merged in order: M' = max(M, m), a = exp(M - M'), b = exp(m - M'), L' = fma(L, a, l * b), O' = fma(O, a, o * b).
-// The result is O * (1 / L).
+// For one row and head, q scaled first (x = q * scale), X = sum of x over 16 lanes, and for every
+// chunk of 256 absolute positions with visible ones:
+//   score[t]  = fma(key_scale[t], sum_c x[c] * code[t][c], key_min[t] * X)   (a chain of fma over c
+//   in order; plain sum for fp formats) m = max score;  p[t] = exp(score[t] - m);  l = sum p[t]
+//   over lanes t % 16 o[c] = sum_t (p[t] * value_scale[t]) * code[t][c]  (a chain of fma over t in
+//   order)  + 0 + sum_t p[t] * value_min[t] over lanes
+// Chunks are merged in order: M' = max(M, m), a = exp(M - M'), b = exp(m - M'), L' = fma(L, a, l *
+// b), O' = fma(O, a, o * b). The result is O * (1 / L).
 #include <algorithm>
 #include <vector>
 
@@ -85,7 +87,8 @@ Partial Chunk(const HeadView& view, const float* x, float x_sum, int64_t begin, 
   }
   chunk.sum = sum.Total();
   const float offset = quantized ? minimum_sum.Total() : 0.0f;
-  // + 0 makes -0 into 0: adding positions of weight 0, as blocks of rows do, must not show even there.
+  // + 0 makes -0 into 0: adding positions of weight 0, as blocks of rows do, must not show even
+  // there.
   for (int c = 0; c < dim; ++c) chunk.out[c] = (chunk.out[c] + 0.0f) + offset;
   return chunk;
 }

@@ -7,9 +7,12 @@ namespace {
 
 float Element(const EmbeddingTable& table, int64_t index) {
   switch (table.type) {
-    case FloatType::kF32: return static_cast<const float*>(table.data)[index];
-    case FloatType::kF16: return HalfToFloat(static_cast<const uint16_t*>(table.data)[index]);
-    case FloatType::kBf16: return Bf16ToFloat(static_cast<const uint16_t*>(table.data)[index]);
+    case FloatType::kF32:
+      return static_cast<const float*>(table.data)[index];
+    case FloatType::kF16:
+      return HalfToFloat(static_cast<const uint16_t*>(table.data)[index]);
+    case FloatType::kBf16:
+      return Bf16ToFloat(static_cast<const uint16_t*>(table.data)[index]);
   }
   return 0;
 }

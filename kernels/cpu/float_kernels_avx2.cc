@@ -1,4 +1,5 @@
-// The inner loops of the floating-point operations: avx2. Compiled with the flags of this instruction set; called only where the CPU has it.
+// The inner loops of the floating-point operations: avx2. Compiled with the flags of this
+// instruction set; called only where the CPU has it.
 #include "kernels/cpu/float_kernels_impl.h"
 #include "kernels/cpu/vec16_avx2.h"
 

@@ -1,5 +1,5 @@
-// The inner loops of the floating-point operations: avx512. Compiled with the flags of this instruction set; called only where the
-// CPU has it.
+// The inner loops of the floating-point operations: avx512. Compiled with the flags of this
+// instruction set; called only where the CPU has it.
 #ifdef __GNUC__
 // GCC 12 takes the undefined registers inside its own intrinsics for mistakes (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"

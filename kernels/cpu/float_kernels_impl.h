@@ -1,4 +1,5 @@
-// The table of inner loops for one 16-lane type. Included by one translation unit per instruction set.
+// The table of inner loops for one 16-lane type. Included by one translation unit per instruction
+// set.
 #pragma once
 
 #include "kernels/cpu/attention_impl.h"
@@ -22,7 +23,11 @@ constexpr FloatKernels MakeFloatKernels() {
           .attention_chunk = AttentionChunkFast<V>,
           .merge = MergeParts<V>,
           .multiply = MultiplyRow<V>,
-          .sample = {.scan = ScanRow<V>, .exp_sum = ExpSumRow<V>, .divide = DivideRow<V>, .draw = DrawRow<V>}};
+          .sample = {.scan = ScanRow<V>,
+                     .exp_sum = ExpSumRow<V>,
+                     .exp = ExpOfRow<V>,
+                     .divide = DivideRow<V>,
+                     .draw = DrawRow<V>}};
 }
 
 }  // namespace qserve::kernels::cpu

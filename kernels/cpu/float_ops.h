@@ -1,7 +1,9 @@
-// The floating-point operations of each instruction set, as OpTable wants them: everything but the linears. `reference` is the
-// oracle: plain loops, any architecture. `avx2` and `avx512` run one set of templates over 16 lanes (vec16.h); `emulated` runs the
-// same templates over a plain array, so that their blocking and indexing are tested where an instruction set is absent. All give
-// the same bits. Called by the executor's thread through CpuBackend; arguments were checked by kernels/ops.cc.
+// The floating-point operations of each instruction set, as OpTable wants them: everything but the
+// linears. `reference` is the oracle: plain loops, any architecture. `avx2` and `avx512` run one
+// set of templates over 16 lanes (vec16.h); `emulated` runs the same templates over a plain array,
+// so that their blocking and indexing are tested where an instruction set is absent. All give the
+// same bits. Called by the executor's thread through CpuBackend; arguments were checked by
+// kernels/ops.cc.
 #pragma once
 
 #include "kernels/cpu/op_table.h"

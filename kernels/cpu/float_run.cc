@@ -1,4 +1,5 @@
-// Embedding, norm, SiLU * up and rotation over a table of inner loops: cuts the work and walks rows and pages. See float_run.h.
+// Embedding, norm, SiLU * up and rotation over a table of inner loops: cuts the work and walks rows
+// and pages. See float_run.h.
 #include "kernels/cpu/float_run.h"
 
 #include <vector>
@@ -12,7 +13,8 @@ namespace {
 // Row r's floats: in the activation if it wants them, else in the thread's scratch.
 float* FloatRow(OpContext& context, const Activation& out, int64_t r, int thread) {
   if (out.f32 != nullptr) return out.f32 + r * out.f32_stride;
-  return static_cast<float*>(context.workspace.PerThread(thread, static_cast<size_t>(out.cols) * sizeof(float)));
+  return static_cast<float*>(
+      context.workspace.PerThread(thread, static_cast<size_t>(out.cols) * sizeof(float)));
 }
 
 }  // namespace
@@ -42,7 +44,8 @@ Status RunNorm(const FloatKernels& kernels, OpContext& context, const NormArgs& 
   const bool gather = !args.rows.empty();
   if (add && gather) {
     context.pool.ParallelFor(args.residual.rows, 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r) kernels.add_row(args.residual.row(r), args.delta.row(r), cols);
+      for (int64_t r = begin; r < end; ++r)
+        kernels.add_row(args.residual.row(r), args.delta.row(r), cols);
     });
   }
   const auto body = [&](int64_t begin, int64_t end, int thread) {
@@ -73,7 +76,8 @@ Status RunSiluMul(const FloatKernels& kernels, OpContext& context, const SiluMul
 
 namespace {
 
-// Rows of one sequence that lie in one page. A kv head of it is one thread's work, because codes of different positions share bytes.
+// Rows of one sequence that lie in one page. A kv head of it is one thread's work, because codes of
+// different positions share bytes.
 struct PageRows {
   int64_t first_row;
   int64_t first_position;
@@ -86,8 +90,10 @@ std::vector<PageRows> CutByPage(std::span<const SequenceSpan> sequences) {
   for (const SequenceSpan& s : sequences) {
     for (int64_t done = 0; done < s.row_count;) {
       const int64_t position = s.first_position + done;
-      const int64_t count = std::min<int64_t>(s.row_count - done, kKvPageTokens - position % kKvPageTokens);
-      parts.push_back({s.first_row + done, position, count, s.block_table[static_cast<size_t>(position / kKvPageTokens)]});
+      const int64_t count =
+          std::min<int64_t>(s.row_count - done, kKvPageTokens - position % kKvPageTokens);
+      parts.push_back({s.first_row + done, position, count,
+                       s.block_table[static_cast<size_t>(position / kKvPageTokens)]});
       done += count;
     }
   }

@@ -1,5 +1,5 @@
-// The floating-point operations over a table of inner loops (float_kernels.h): what emulated, avx2 and avx512 have in common. Called
-// by their entry points in float_ops.cc alone.
+// The floating-point operations over a table of inner loops (float_kernels.h): what emulated, avx2
+// and avx512 have in common. Called by their entry points in float_ops.cc alone.
 #pragma once
 
 #include "kernels/cpu/float_kernels.h"
@@ -16,7 +16,8 @@ Status RunAttention(const FloatKernels& kernels, OpContext& context, const Atten
 // Where row r of an activation's int8 part goes; all null if none is wanted.
 inline RowTarget TargetOf(const Activation& out, int64_t r) {
   if (out.q == nullptr) return {};
-  return {.q = out.q + r * out.q_stride + out.lead, .scale = out.scale + r, .row_sum = out.row_sum + r};
+  return {
+      .q = out.q + r * out.q_stride + out.lead, .scale = out.scale + r, .row_sum = out.row_sum + r};
 }
 
 }  // namespace qserve::kernels::cpu

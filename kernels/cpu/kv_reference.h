@@ -1,5 +1,5 @@
-// Element-wise access to a KV page, for the reference operations and for tests: slow, and independent of how vector kernels walk
-// the page.
+// Element-wise access to a KV page, for the reference operations and for tests: slow, and
+// independent of how vector kernels walk the page.
 #pragma once
 
 #include <cstring>
@@ -16,7 +16,8 @@ inline float LoadCode(KvFormat format, const uint8_t* block, int lane) {
       const int byte = block[lane % 8];
       return static_cast<float>(lane < 8 ? byte & 15 : byte >> 4);
     }
-    case KvFormat::kInt8: return static_cast<float>(block[lane]);
+    case KvFormat::kInt8:
+      return static_cast<float>(block[lane]);
     case KvFormat::kF16: {
       uint16_t half = 0;
       std::memcpy(&half, block + 2 * lane, 2);
@@ -39,21 +40,27 @@ inline void StoreCode(KvFormat format, uint8_t* block, int lane, float value) {
       byte = static_cast<uint8_t>(lane < 8 ? (byte & 0xf0) | code : (byte & 0x0f) | (code << 4));
       return;
     }
-    case KvFormat::kInt8: block[lane] = static_cast<uint8_t>(value); return;
+    case KvFormat::kInt8:
+      block[lane] = static_cast<uint8_t>(value);
+      return;
     case KvFormat::kF16: {
       const uint16_t half = FloatToHalf(value);
       std::memcpy(block + 2 * lane, &half, 2);
       return;
     }
-    case KvFormat::kF32: std::memcpy(block + 4 * lane, &value, 4); return;
+    case KvFormat::kF32:
+      std::memcpy(block + 4 * lane, &value, 4);
+      return;
   }
 }
 
-// One of the four parameter arrays of a head: 0 key scales, 1 key minimums, 2 value scales, 3 value minimums.
+// One of the four parameter arrays of a head: 0 key scales, 1 key minimums, 2 value scales, 3 value
+// minimums.
 inline uint8_t* Parameter(uint8_t* head, const KvPageLayout& layout, int array, int position) {
   return head + layout.key_scales + (array * kKvPageTokens + position) * 2;
 }
-inline float LoadParameter(const uint8_t* head, const KvPageLayout& layout, int array, int position) {
+inline float LoadParameter(const uint8_t* head, const KvPageLayout& layout, int array,
+                           int position) {
   uint16_t half = 0;
   std::memcpy(&half, Parameter(const_cast<uint8_t*>(head), layout, array, position), 2);
   return HalfToFloat(half);

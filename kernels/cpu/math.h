@@ -1,9 +1,11 @@
-// Arithmetic that every CPU kernel agrees on to the bit: the constants of our exp and log, their plain form, and the sum over 16
-// virtual lanes. Used by the reference operations and, for the constants, by vec_math.h. No state, any thread.
+// Arithmetic that every CPU kernel agrees on to the bit: the constants of our exp and log, their
+// plain form, and the sum over 16 virtual lanes. Used by the reference operations and, for the
+// constants, by vec_math.h. No state, any thread.
 //
-// Errors, asserted over a dense sample (tests/ops/float_math_test.cc): Exp at most 1.1 units in the last place and monotone,
-// Log at most 1.1 for results that are not near 0, absolute 1e-7 near 0. Both are made of correctly rounded operations in a
-// fixed order only, so a vector lane and this code give the same bits on every machine.
+// Errors, asserted over a dense sample (tests/ops/float_math_test.cc): Exp at most 1.1 units in the
+// last place and monotone, Log at most 1.1 for results that are not near 0, absolute 1e-7 near 0.
+// Both are made of correctly rounded operations in a fixed order only, so a vector lane and this
+// code give the same bits on every machine.
 #pragma once
 
 #include <bit>
@@ -15,21 +17,23 @@ namespace qserve::kernels::cpu {
 inline constexpr int kLanes = 16;
 
 // exp(x) = 2^n * exp(r), n = nearest integer of x / ln 2, r = x - n ln 2 in [-0.3466, 0.3466];
-// exp(r) = 1 + r + r^2 * (c0 + c1 r + ... + c4 r^4), a minimax polynomial (relative error 3.1e-9 before rounding).
+// exp(r) = 1 + r + r^2 * (c0 + c1 r + ... + c4 r^4), a minimax polynomial (relative error 3.1e-9
+// before rounding).
 inline constexpr float kLog2E = 1.44269504088896341f;
 inline constexpr float kLn2Hi = 0.693359375f;  // few bits, so that n * kLn2Hi is exact
 inline constexpr float kLn2Lo = -2.12194440e-4f;
-inline constexpr float kExpMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-inline constexpr float kExpMin = -87.3f;         // below it the result is 0
-inline constexpr float kExpMax = 88.3f;          // above it the result stays exp(kExpMax), 2.2e38
+inline constexpr float kExpMagic =
+    12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+inline constexpr float kExpMin = -87.3f;  // below it the result is 0
+inline constexpr float kExpMax = 88.3f;   // above it the result stays exp(kExpMax), 2.2e38
 inline constexpr float kExpC0 = 0.499999934125408f;
 inline constexpr float kExpC1 = 0.16666520107879332f;
 inline constexpr float kExpC2 = 0.04166839419753962f;
 inline constexpr float kExpC3 = 0.008368780407008086f;
 inline constexpr float kExpC4 = 0.0013814467905682798f;
 
-// log(x) = e ln 2 + log(1 + f), 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f - f^2 / 2 + f^3 * (d0 + ... + d8 f^8),
-// minimax (absolute error of the bracket 2.3e-8).
+// log(x) = e ln 2 + log(1 + f), 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f - f^2 / 2 + f^3 * (d0
+// + ... + d8 f^8), minimax (absolute error of the bracket 2.3e-8).
 inline constexpr int32_t kSqrtHalfBits = 0x3f3504f3;
 inline constexpr float kLogD0 = 0.3333333125157018f;
 inline constexpr float kLogD1 = -0.24999981111334116f;
@@ -83,8 +87,8 @@ inline float Log(float x) {
   return std::fma(e, kLn2Hi, y);
 }
 
-// A sum over virtual lanes: element i belongs to lane i % 16, lanes add their elements in order, and Total adds lanes i and i + 8,
-// then i and i + 4, i + 2, i + 1.
+// A sum over virtual lanes: element i belongs to lane i % 16, lanes add their elements in order,
+// and Total adds lanes i and i + 8, then i and i + 4, i + 2, i + 1.
 struct LaneSum {
   float lane[kLanes] = {};
   void Add(int64_t i, float x) { lane[i % kLanes] += x; }

@@ -26,7 +26,8 @@ void EmbedRow(FloatType type, const void* table_row, int64_t n, float* out) {
 template <class V>
 void AddRow(float* residual, const float* delta, int64_t n) {
   int64_t c = 0;
-  for (; c + 16 <= n; c += 16) V::Store(residual + c, V::Add(V::Load(residual + c), V::Load(delta + c)));
+  for (; c + 16 <= n; c += 16)
+    V::Store(residual + c, V::Add(V::Load(residual + c), V::Load(delta + c)));
   for (; c < n; ++c) residual[c] += delta[c];
 }
 

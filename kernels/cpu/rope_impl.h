@@ -1,5 +1,5 @@
-// Norm and rotation of a head, and the storing of keys and values, over 16 lanes. Part of float_kernels_impl.h. head_dim is a multiple
-// of 32, at most 256.
+// Norm and rotation of a head, and the storing of keys and values, over 16 lanes. Part of
+// float_kernels_impl.h. head_dim is a multiple of 32, at most 256.
 #pragma once
 
 #include "kernels/cpu/kv_page.h"
@@ -42,12 +42,15 @@ KvParameters QuantizeKvFast(const float* x, int n, int levels, float* codes) {
 
 inline constexpr int kLargestHeadDim = 256;
 
-// Quantizes if the format wants it and stores scale and minimum in arrays `array` and `array` + 1. Returns what the blocks hold.
+// Quantizes if the format wants it and stores scale and minimum in arrays `array` and `array` + 1.
+// Returns what the blocks hold.
 template <class V>
-const float* PrepareKv(KvFormat format, const float* x, int n, uint8_t* head, int array, int slot, float* codes) {
+const float* PrepareKv(KvFormat format, const float* x, int n, uint8_t* head, int array, int slot,
+                       float* codes) {
   if (format == KvFormat::kF16 || format == KvFormat::kF32) return x;
   const KvPageLayout layout(format, n);
-  const KvParameters parameters = QuantizeKvFast<V>(x, n, format == KvFormat::kInt4 ? 15 : 255, codes);
+  const KvParameters parameters =
+      QuantizeKvFast<V>(x, n, format == KvFormat::kInt4 ? 15 : 255, codes);
   uint8_t* stored = head + layout.key_scales + (array * kKvPageTokens + slot) * 2;
   __builtin_memcpy(stored, &parameters.scale_half, 2);
   __builtin_memcpy(stored + 2 * kKvPageTokens, &parameters.minimum_half, 2);
@@ -78,7 +81,8 @@ void StoreKey(KvFormat format, const float* x, int n, uint8_t* head, int slot) {
   }
   const auto* source = format == KvFormat::kF32 ? reinterpret_cast<const uint8_t*>(values) : narrow;
   for (int i = 0; i < n; ++i) {
-    for (int b = 0; b < width; ++b) block[i * layout.block_bytes + lane * width + b] = source[i * width + b];
+    for (int b = 0; b < width; ++b)
+      block[i * layout.block_bytes + lane * width + b] = source[i * width + b];
   }
 }
 
@@ -92,10 +96,18 @@ void StoreValue(KvFormat format, const float* x, int n, uint8_t* head, int slot)
     uint8_t* block = head + layout.ValueBlock(i / kKvBlock, slot);
     const auto v = V::Load(values + i);
     switch (format) {
-      case KvFormat::kInt4: V::StoreNibbles(block, v); break;
-      case KvFormat::kInt8: V::StoreBytes(block, v); break;
-      case KvFormat::kF16: V::StoreHalf(block, v); break;
-      case KvFormat::kF32: V::Store(reinterpret_cast<float*>(block), v); break;
+      case KvFormat::kInt4:
+        V::StoreNibbles(block, v);
+        break;
+      case KvFormat::kInt8:
+        V::StoreBytes(block, v);
+        break;
+      case KvFormat::kF16:
+        V::StoreHalf(block, v);
+        break;
+      case KvFormat::kF32:
+        V::Store(reinterpret_cast<float*>(block), v);
+        break;
     }
   }
 }

@@ -1,4 +1,5 @@
-// Norm and rotation of q and k heads, and the storing of k and v: plain form. Called through OpTable `reference`.
+// Norm and rotation of q and k heads, and the storing of k and v: plain form. Called through
+// OpTable `reference`.
 #include "kernels/cpu/float_ops.h"
 #include "kernels/cpu/kv_reference.h"
 #include "kernels/cpu/math.h"

@@ -1,8 +1,10 @@
-// Sampling: what is done to a row of logits and in which order, see kernels/backend.h (SampleArgs). Rows are spread over the pool;
-// a row's work touches only its own row, its thread's scratch and its own result.
+// Sampling: what is done to a row of logits and in which order, see kernels/backend.h (SampleArgs).
+// Rows are spread over the pool; a row's work touches only its own row, its thread's scratch and
+// its own result.
 //
-// Greedy rows without penalties read the logits once. top_k and top_p select by a shrinking threshold instead of sorting the
-// vocabulary; they end as one cut (value, id), so that the draw is the same pass in every case.
+// Greedy rows without penalties read the logits once. top_k selects by a shrinking threshold and
+// top_p by bins instead of sorting the vocabulary; both end as one cut (value, id), so that the
+// draw is the same pass in every case.
 #include "kernels/cpu/sample.h"
 
 #include <algorithm>
@@ -25,7 +27,8 @@ bool Before(const Candidate& a, const Candidate& b) {
   return a.value != b.value ? a.value > b.value : a.id < b.id;
 }
 
-// The `count` first candidates of the row in order. Fewer if the row has fewer values above -infinity. Expected O(n).
+// The `count` first candidates of the row in order. Fewer if the row has fewer values above
+// -infinity. Expected O(n).
 std::vector<Candidate> MostLikely(const float* row, int64_t n, int64_t count) {
   const auto kept = static_cast<ptrdiff_t>(std::min(count, n));
   const auto limit = static_cast<size_t>(std::max<ptrdiff_t>(2 * kept, 1024));
@@ -53,7 +56,8 @@ bool ChangesLogits(const SampleRow& row) {
 
 // Penalties, bias, bans on a copy of the logits. `marks` is scratch, one entry per id.
 void ChangeLogits(const SampleRow& row, float* logits, uint32_t* marks, int64_t n) {
-  if (row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f || row.frequency_penalty != 0.0f) {
+  if (row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f ||
+      row.frequency_penalty != 0.0f) {
     constexpr uint32_t kInPrompt = 0x80000000u;
     std::fill_n(marks, n, 0u);
     for (const int32_t id : row.prompt_ids) marks[id] = kInPrompt;
@@ -80,30 +84,59 @@ struct Cut {
   int32_t id = 0x7fffffff;
 };
 
-// Where top_k and top_p end the row. Masses are exp(x - max); the total is over the top_k set in order if there is one, else over
-// the vocabulary in lanes; the running sum is in double.
-Cut CutRow(const SamplePasses& passes, const SampleRow& row, const float* x, int64_t n, float max) {
+// Where top_p ends a row without top_k: the masses are summed by value in bins of 1/64, and only
+// the bin in which the sum reaches the target is sorted. `weights` are exp(x - max). Sums in
+// double, ids in order within a bin, so the cut is the same everywhere.
+Cut CutByMass(const float* x, const float* weights, int64_t n, float max, float top_p) {
+  constexpr int kBins = 4096;
+  constexpr float kBinsPerUnit = 64;
+  const auto bin_of = [max](float value) {
+    const float distance = (max - value) * kBinsPerUnit;
+    return distance < static_cast<float>(kBins - 1) ? static_cast<size_t>(distance)
+                                                    : size_t{kBins - 1};
+  };
+  std::vector<double> masses(kBins);
+  for (int64_t i = 0; i < n; ++i) masses[bin_of(x[i])] += static_cast<double>(weights[i]);
+  double total = 0;
+  for (const double mass : masses) total += mass;
+  const double target = total * static_cast<double>(top_p);
+  double before = 0;
+  size_t bin = 0;
+  while (bin + 1 < kBins && before + masses[bin] < target) before += masses[bin++];
+  std::vector<Candidate> edge;
+  for (int64_t i = 0; i < n; ++i) {
+    if (x[i] > -INFINITY && bin_of(x[i]) == bin) edge.push_back({x[i], static_cast<int32_t>(i)});
+  }
+  std::sort(edge.begin(), edge.end(), Before);
+  for (const Candidate& c : edge) {
+    before += static_cast<double>(weights[c.id]);
+    if (before >= target) return {c.value, c.id};
+  }
+  return {};
+}
+
+// Where top_k and top_p end the row. With both, the masses are those of the top_k set, summed in
+// its order. `scratch`: n floats.
+Cut CutRow(const SamplePasses& passes, const SampleRow& row, const float* x, int64_t n, float max,
+           float* scratch) {
   const bool by_count = row.top_k > 0 && row.top_k < n;
   const bool by_mass = row.top_p < 1.0f;
   if (!by_count && !by_mass) return {};
-  int64_t wanted = by_count ? row.top_k : std::min<int64_t>(n, 512);
-  double total = by_count ? 0.0 : static_cast<double>(passes.exp_sum(x, n, max));
-  for (;;) {
-    const std::vector<Candidate> best = MostLikely(x, n, wanted);
-    if (best.empty()) return {};
-    if (!by_mass) return {best.back().value, best.back().id};
-    if (by_count) {
-      for (const Candidate& c : best) total += static_cast<double>(Exp(c.value - max));
-    }
+  if (!by_count) {
+    passes.exp(x, n, max, scratch);
+    return CutByMass(x, scratch, n, max, row.top_p);
+  }
+  const std::vector<Candidate> best = MostLikely(x, n, row.top_k);
+  if (by_mass) {
+    double total = 0, mass = 0;
+    for (const Candidate& c : best) total += static_cast<double>(Exp(c.value - max));
     const double target = total * static_cast<double>(row.top_p);
-    double mass = 0;
     for (const Candidate& c : best) {
       mass += static_cast<double>(Exp(c.value - max));
       if (mass >= target) return {c.value, c.id};
     }
-    if (by_count || wanted == n) return {best.back().value, best.back().id};
-    wanted = std::min(n, wanted * 8);
   }
+  return {best.back().value, best.back().id};
 }
 
 void NoteLogprobs(const SamplePasses& passes, const SampleRow& row, const float* logits, int64_t n,
@@ -129,12 +162,14 @@ Outcome SampleOne(const SamplePasses& passes, const SampleRow& row, const float*
   result->slot = row.slot;
   RowScan scan = raw;
   const float* x = logits;
+  float* scratch = nullptr;
   if (changed || !greedy) {
     const auto bytes = static_cast<size_t>(n) * sizeof(float);
     auto* copy = static_cast<float*>(workspace.PerThread(thread, 2 * bytes));
+    scratch = copy + n;
     if (changed) {
       std::copy_n(logits, n, copy);
-      ChangeLogits(row, copy, reinterpret_cast<uint32_t*>(copy + n), n);
+      ChangeLogits(row, copy, reinterpret_cast<uint32_t*>(scratch), n);
       x = copy;
     }
     if (!greedy) passes.divide(x, n, row.temperature, copy);
@@ -147,7 +182,7 @@ Outcome SampleOne(const SamplePasses& passes, const SampleRow& row, const float*
   result->id = scan.argmax;
   // An infinite logit leaves no distribution to draw from: it wins.
   if (!greedy && scan.max < INFINITY) {
-    const Cut cut = CutRow(passes, row, x, n, scan.max);
+    const Cut cut = CutRow(passes, row, x, n, scan.max, scratch);
     result->id = passes.draw({.row = x,
                               .count = n,
                               .max = scan.max,
@@ -171,8 +206,8 @@ Status SampleWith(const SamplePasses& passes, OpContext& context, const SampleAr
   const auto body = [&](int64_t begin, int64_t end, int thread) {
     for (int64_t r = begin; r < end; ++r) {
       const auto i = static_cast<size_t>(r);
-      outcomes[i] = SampleOne(passes, args.rows[i], args.logits.row(r), args.vocab_size, context.workspace,
-                              thread, &tokens[i]);
+      outcomes[i] = SampleOne(passes, args.rows[i], args.logits.row(r), args.vocab_size,
+                              context.workspace, thread, &tokens[i]);
     }
   };
   context.pool.ParallelFor(std::ssize(tokens), 1, body);

@@ -1,5 +1,6 @@
-// Sampling on the CPU: the algorithm is written once (sample.cc) over four passes through the vocabulary, which each instruction set
-// provides. Used by float_ops of every instruction set; one row is one thread's work.
+// Sampling on the CPU: the algorithm is written once (sample.cc) over four passes through the
+// vocabulary, which each instruction set provides. Used by float_ops of every instruction set; one
+// row is one thread's work.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,8 @@ struct GumbelDraw {
   int64_t count = 0;
   float max = 0;    // largest of row
   float min_p = 0;  // ids with exp(row[i] - max) below it are left out
-  float cut_value = 0;    // ids below this value are left out, and those equal to it with an id above cut_id
+  float cut_value =
+      0;  // ids below this value are left out, and those equal to it with an id above cut_id
   int32_t cut_id = 0;
   uint32_t seed_low = 0;  // Philox key
   uint32_t seed_high = 0;
@@ -31,7 +33,9 @@ struct GumbelDraw {
 // Passes over a row. All bits agree between instruction sets.
 struct SamplePasses {
   RowScan (*scan)(const float* row, int64_t count);
-  float (*exp_sum)(const float* row, int64_t count, float max);  // sum of exp(row[i] - max) over lanes i % 16
+  float (*exp_sum)(const float* row, int64_t count,
+                   float max);  // sum of exp(row[i] - max) over lanes i % 16
+  void (*exp)(const float* row, int64_t count, float max, float* out);         // exp(row[i] - max)
   void (*divide)(const float* row, int64_t count, float divisor, float* out);  // in place allowed
   int32_t (*draw)(const GumbelDraw& draw);  // lowest id among equals
 };

@@ -33,12 +33,23 @@ template <class V>
 float ExpSumRow(const float* row, int64_t count, float max) {
   auto sum = V::Set(0.0f);
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16) sum = V::Add(sum, VecExp<V>(V::Sub(V::Load(row + i), V::Set(max))));
+  for (; i + 16 <= count; i += 16)
+    sum = V::Add(sum, VecExp<V>(V::Sub(V::Load(row + i), V::Set(max))));
   if (i < count) {
     const auto tail = LoadTail<V>(row + i, count - i, -__builtin_inff());
     sum = V::Add(sum, VecExp<V>(V::Sub(tail, V::Set(max))));
   }
   return V::Total(sum);
+}
+
+template <class V>
+void ExpOfRow(const float* row, int64_t count, float max, float* out) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16)
+    V::Store(out + i, VecExp<V>(V::Sub(V::Load(row + i), V::Set(max))));
+  if (i == count) return;
+  const auto tail = LoadTail<V>(row + i, count - i, max);
+  StoreTail<V>(out + i, count - i, VecExp<V>(V::Sub(tail, V::Set(max))));
 }
 
 template <class V>
@@ -48,7 +59,8 @@ void DivideRow(const float* row, int64_t count, float divisor, float* out) {
   for (; i < count; ++i) out[i] = row[i] / divisor;
 }
 
-// Philox4x32-10 (common/philox.h) of 16 consecutive counters; word w of counter l is in lane l of words[w].
+// Philox4x32-10 (common/philox.h) of 16 consecutive counters; word w of counter l is in lane l of
+// words[w].
 template <class V>
 void Philox16(const GumbelDraw& draw, uint32_t first_counter, typename V::I words[4]) {
   typename V::I c0 = V::Counters(first_counter), c1 = V::SetInt(draw.position);
@@ -73,7 +85,8 @@ void Philox16(const GumbelDraw& draw, uint32_t first_counter, typename V::I word
 
 // The best of the 64 ids from `first` on, of which `count` exist. `best` and `best_id` are updated.
 template <class V>
-void DrawBlock(const GumbelDraw& draw, int64_t first, int64_t count, float* best, int32_t* best_id) {
+void DrawBlock(const GumbelDraw& draw, int64_t first, int64_t count, float* best,
+               int32_t* best_id) {
   typename V::I words[4];
   Philox16<V>(draw, static_cast<uint32_t>(first / 4), words);
   float noise[4][16];
@@ -105,7 +118,8 @@ int32_t DrawRow(const GumbelDraw& draw) {
     const int64_t count = draw.count - first < 64 ? draw.count - first : 64;
     if (count == 64) {  // most blocks cannot win
       const float* row = draw.row + first;
-      const auto low = V::Max(V::Load(row), V::Load(row + 16)), high = V::Max(V::Load(row + 32), V::Load(row + 48));
+      const auto low = V::Max(V::Load(row), V::Load(row + 16)),
+                 high = V::Max(V::Load(row + 32), V::Load(row + 48));
       const float largest = V::Largest(V::Max(low, high));
       if (largest < draw.cut_value || !(largest + kGumbelBound > best)) continue;
     }

@@ -25,6 +25,10 @@ float ExpSum(const float* row, int64_t count, float max) {
   return sum.Total();
 }
 
+void ExpRow(const float* row, int64_t count, float max, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = Exp(row[i] - max);
+}
+
 void Divide(const float* row, int64_t count, float divisor, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = row[i] / divisor;
 }
@@ -36,8 +40,9 @@ int32_t Draw(const GumbelDraw& draw) {
     const float x = draw.row[id];
     if (x < draw.cut_value || (x == draw.cut_value && id > draw.cut_id)) continue;
     if (Exp(x - draw.max) < draw.min_p) continue;
-    const PhiloxBlock block = Philox4x32({static_cast<uint32_t>(id / 4), draw.position, draw.candidate, 0},
-                                         {draw.seed_low, draw.seed_high});
+    const PhiloxBlock block =
+        Philox4x32({static_cast<uint32_t>(id / 4), draw.position, draw.candidate, 0},
+                   {draw.seed_low, draw.seed_high});
     const float key = x - Log(-Log(UniformOpen(block[static_cast<size_t>(id % 4)])));
     if (key > best) {
       best = key;
@@ -47,10 +52,12 @@ int32_t Draw(const GumbelDraw& draw) {
   return best_id;
 }
 
-constexpr SamplePasses kPasses = {Scan, ExpSum, Divide, Draw};
+constexpr SamplePasses kPasses = {Scan, ExpSum, ExpRow, Divide, Draw};
 
 }  // namespace
 
-Status Sample(OpContext& context, const SampleArgs& args) { return SampleWith(kPasses, context, args); }
+Status Sample(OpContext& context, const SampleArgs& args) {
+  return SampleWith(kPasses, context, args);
+}
 
 }  // namespace qserve::kernels::cpu::reference

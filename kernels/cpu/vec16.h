@@ -1,10 +1,12 @@
-// The 16-lane value type that the fast floating-point operations are written over, and its plain implementation. Three structs
-// have the same static members: emulated::Vec16 here (any architecture; the oracle of the interface), avx2::Vec16
-// (vec16_avx2.h) and avx512::Vec16 (vec16_avx512.h). Included by the translation units of float_kernels_impl.h alone.
+// The 16-lane value type that the fast floating-point operations are written over, and its plain
+// implementation. Three structs have the same static members: emulated::Vec16 here (any
+// architecture; the oracle of the interface), avx2::Vec16 (vec16_avx2.h) and avx512::Vec16
+// (vec16_avx512.h). Included by the translation units of float_kernels_impl.h alone.
 //
-// F is 16 floats, I is 16 32-bit integers, M says which lanes. Every member is one correctly rounded operation per lane, or a
-// reordering; nothing is fused but Fma. No functions of other headers are called, because these translation units are compiled with
-// flags of their own and a linker may take any copy of an inline function.
+// F is 16 floats, I is 16 32-bit integers, M says which lanes. Every member is one correctly
+// rounded operation per lane, or a reordering; nothing is fused but Fma. No functions of other
+// headers are called, because these translation units are compiled with flags of their own and a
+// linker may take any copy of an inline function.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +19,10 @@
 namespace qserve::kernels::cpu::emulated {
 
 struct Vec16 {
-  static constexpr int kMaxQueries = 6;                                      // of one pass of attention
-  static constexpr int Groups(int queries) { return queries <= 2 ? 4 / queries : 1; }  // of 16 lanes, beside them
+  static constexpr int kMaxQueries = 6;  // of one pass of attention
+  static constexpr int Groups(int queries) {
+    return queries <= 2 ? 4 / queries : 1;
+  }  // of 16 lanes, beside them
   struct F {
     float v[16];
   };
@@ -148,7 +152,8 @@ struct Vec16 {
       return std::bit_cast<float>((std::bit_cast<uint32_t>(shifted.v[i]) << 23) + 0x3f800000u);
     });
   }
-  static F SplitLog(F x, F* mantissa) {  // x = 2^result * mantissa, mantissa in [sqrt(1/2), sqrt(2))
+  static F SplitLog(F x,
+                    F* mantissa) {  // x = 2^result * mantissa, mantissa in [sqrt(1/2), sqrt(2))
     return Each([&](int i) {
       const auto bits = std::bit_cast<int32_t>(x.v[i]);
       const int32_t exponent = (bits - kSqrtHalfBits) >> 23;
@@ -195,7 +200,8 @@ struct Vec16 {
   }
   static void StoreNibbles(uint8_t* p, F codes) {
     for (int i = 0; i < 8; ++i) {
-      p[i] = static_cast<uint8_t>(static_cast<int>(codes.v[i]) | (static_cast<int>(codes.v[i + 8]) << 4));
+      p[i] = static_cast<uint8_t>(static_cast<int>(codes.v[i]) |
+                                  (static_cast<int>(codes.v[i + 8]) << 4));
     }
   }
   static void StoreBytes(uint8_t* p, F codes) {

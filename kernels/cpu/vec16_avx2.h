@@ -1,4 +1,5 @@
-// 16 lanes as two AVX2 registers; needs FMA and F16C. See vec16.h for the members. Included by float_kernels_avx2.cc alone.
+// 16 lanes as two AVX2 registers; needs FMA and F16C. See vec16.h for the members. Included by
+// float_kernels_avx2.cc alone.
 #pragma once
 
 #include <immintrin.h>
@@ -42,14 +43,17 @@ struct Vec16 {
     const auto* bits = static_cast<const uint16_t*>(p);
     const __m256i a = _mm256_cvtepu16_epi32(Load128(bits));
     const __m256i b = _mm256_cvtepu16_epi32(Load128(bits + 8));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))};
   }
 
   static F Add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
   static F Sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
   static F Mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
   static F Div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
-  static F Fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+  static F Fma(F x, F y, F z) {
+    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+  }
   static F Min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
   static F Max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
   static F Round(F x) {
@@ -105,10 +109,13 @@ struct Vec16 {
     const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(0x3f800000)));
   }
-  static F PowerOfMagic(F shifted) { return {PowerOfMagicHalf(shifted.a), PowerOfMagicHalf(shifted.b)}; }
+  static F PowerOfMagic(F shifted) {
+    return {PowerOfMagicHalf(shifted.a), PowerOfMagicHalf(shifted.b)};
+  }
   static __m256 SplitLogHalf(__m256 x, __m256* mantissa) {
     const __m256i bits = _mm256_castps_si256(x);
-    const __m256i exponent = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(kSqrtHalfBits)), 23);
+    const __m256i exponent =
+        _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(kSqrtHalfBits)), 23);
     *mantissa = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(exponent, 23)));
     return _mm256_cvtepi32_ps(exponent);
   }
@@ -123,7 +130,8 @@ struct Vec16 {
     return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
   }
   static I MaxMagnitude(I largest, F x) {
-    return {_mm256_max_epu32(largest.a, Magnitude(x.a)), _mm256_max_epu32(largest.b, Magnitude(x.b))};
+    return {_mm256_max_epu32(largest.a, Magnitude(x.a)),
+            _mm256_max_epu32(largest.b, Magnitude(x.b))};
   }
   static uint32_t LargestInt(I x) {
     const __m256i eight = _mm256_max_epu32(x.a, x.b);
@@ -151,13 +159,15 @@ struct Vec16 {
   }
 
   static F LoadNibbles(const uint8_t* p) {
-    const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m256i bytes =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     const __m256i low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
     return {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4))};
   }
   static F LoadBytes(const uint8_t* p) {
     const __m256i a = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    const __m256i b = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)));
+    const __m256i b =
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)));
     return {_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)};
   }
   static void StoreNibbles(uint8_t* p, F codes) {

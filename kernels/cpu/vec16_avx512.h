@@ -1,4 +1,5 @@
-// 16 lanes as one AVX512 register; needs F, BW, VL and DQ. See vec16.h for the members. Included by float_kernels_avx512.cc alone.
+// 16 lanes as one AVX512 register; needs F, BW, VL and DQ. See vec16.h for the members. Included by
+// float_kernels_avx512.cc alone.
 #pragma once
 
 #include <immintrin.h>
@@ -11,7 +12,9 @@ namespace qserve::kernels::cpu::avx512 {
 
 struct Vec16 {
   static constexpr int kMaxQueries = 8;
-  static constexpr int Groups(int queries) { return queries <= 4 ? (queries == 1 ? 4 : 8 / queries) : 2; }
+  static constexpr int Groups(int queries) {
+    return queries <= 4 ? (queries == 1 ? 4 : 8 / queries) : 2;
+  }
   struct F {
     __m512 v;
   };
@@ -25,7 +28,9 @@ struct Vec16 {
   static F Set(float x) { return {_mm512_set1_ps(x)}; }
   static F Load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static void Store(float* p, F x) { _mm512_storeu_ps(p, x.v); }
-  static __m256i Load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static __m256i Load256(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  }
   static F LoadHalf(const void* p) { return {_mm512_cvtph_ps(Load256(p))}; }
   static void StoreHalf(void* p, F x) {
     _mm256_storeu_si256(static_cast<__m256i*>(p),
@@ -83,14 +88,16 @@ struct Vec16 {
   }
   static F SplitLog(F x, F* mantissa) {
     const __m512i bits = _mm512_castps_si512(x.v);
-    const __m512i exponent = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(kSqrtHalfBits)), 23);
+    const __m512i exponent =
+        _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(kSqrtHalfBits)), 23);
     mantissa->v = _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(exponent, 23)));
     return {_mm512_cvtepi32_ps(exponent)};
   }
 
   static I SetInt(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
   static I MaxMagnitude(I largest, F x) {
-    const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff));
+    const __m512i magnitude =
+        _mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff));
     return {_mm512_max_epu32(largest.v, magnitude)};
   }
   static uint32_t LargestInt(I x) { return static_cast<uint32_t>(_mm512_reduce_max_epu32(x.v)); }
@@ -120,7 +127,8 @@ struct Vec16 {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_cvtepi32_epi8(both));
   }
   static void StoreBytes(uint8_t* p, F codes) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(codes.v)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(codes.v)));
   }
 
   static I Counters(uint32_t first) {

@@ -73,7 +73,8 @@ void SimulateKv(KvFormat format, float* x, int n) {
   const int levels = KvLevels(format);
   constexpr int kStep = 256;
   uint8_t codes[kStep];
-  for (int start = 0; start < n; start += kStep) {  // vectors are at most 256 long, a whole one each
+  for (int start = 0; start < n;
+       start += kStep) {  // vectors are at most 256 long, a whole one each
     const int count = n - start < kStep ? n - start : kStep;
     const KvParameters parameters = QuantizeKv(x + start, count, levels, codes);
     for (int i = 0; i < count; ++i) {

@@ -1,5 +1,6 @@
-// exp, log, sin and cos in double from additions, multiplications and divisions alone, so that their bits do not depend on the C
-// library. Relative error below 1e-15 (sin and cos: absolute) in the ranges given. For tables made at load; not fast.
+// exp, log, sin and cos in double from additions, multiplications and divisions alone, so that
+// their bits do not depend on the C library. Relative error below 1e-15 (sin and cos: absolute) in
+// the ranges given. For tables made at load; not fast.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,8 @@ namespace qserve::kernels {
 double PortableLog(double x);
 // exp(x), |x| < 700.
 double PortableExp(double x);
-// base^exponent for positive base: exp(exponent * log(base)); error grows with |exponent * log(base)|, about 2e-16 each.
+// base^exponent for positive base: exp(exponent * log(base)); error grows with |exponent *
+// log(base)|, about 2e-16 each.
 double PortablePow(double base, double exponent);
 
 struct SinCos {

@@ -12,17 +12,21 @@ namespace {
 constexpr double kPi = 3.14159265358979323846;
 
 Status Check(const RopeSpec& spec) {
-  if (spec.head_dim <= 0 || spec.head_dim % 2 != 0) return InvalidArgument("rope: head_dim is not even");
-  if (!(spec.theta > 1) || !(spec.theta < 1e30)) return InvalidArgument("rope: theta is not above 1");
+  if (spec.head_dim <= 0 || spec.head_dim % 2 != 0)
+    return InvalidArgument("rope: head_dim is not even");
+  if (!(spec.theta > 1) || !(spec.theta < 1e30))
+    return InvalidArgument("rope: theta is not above 1");
   if (spec.type == RopeType::kDefault) return {};
-  if (!(spec.factor >= 1) || !(spec.factor < 1e9)) return InvalidArgument("rope: factor is below 1");
+  if (!(spec.factor >= 1) || !(spec.factor < 1e9))
+    return InvalidArgument("rope: factor is below 1");
   if (spec.type == RopeType::kLinear) return {};
   if (spec.original_max_position_embeddings <= 0) {
     return InvalidArgument("rope: original_max_position_embeddings is missing");
   }
   if (spec.type == RopeType::kLlama3) {
     const bool ordered = spec.low_freq_factor > 0 && spec.high_freq_factor > spec.low_freq_factor;
-    return ordered ? Status() : InvalidArgument("rope: high_freq_factor is not above low_freq_factor");
+    return ordered ? Status()
+                   : InvalidArgument("rope: high_freq_factor is not above low_freq_factor");
   }
   if (!(spec.beta_slow > 0) || !(spec.beta_fast >= spec.beta_slow)) {
     return InvalidArgument("rope: beta_fast is below beta_slow");
@@ -52,7 +56,8 @@ double Floor(double x) {
 // The channel whose frequency turns `rotations` times within the original length.
 double YarnChannel(const RopeSpec& spec, double rotations) {
   const auto length = static_cast<double>(spec.original_max_position_embeddings);
-  return spec.head_dim * PortableLog(length / (rotations * 2 * kPi)) / (2 * PortableLog(spec.theta));
+  return spec.head_dim * PortableLog(length / (rotations * 2 * kPi)) /
+         (2 * PortableLog(spec.theta));
 }
 
 struct YarnRange {
@@ -106,7 +111,8 @@ double RopeAttentionFactor(const RopeSpec& spec) {
 
 StatusOr<std::vector<float>> BuildRopeTable(const RopeSpec& spec, int64_t positions) {
   constexpr int64_t kMostPositions = int64_t{1} << 24;
-  if (positions < 0 || positions > kMostPositions) return InvalidArgument("rope: too many positions");
+  if (positions < 0 || positions > kMostPositions)
+    return InvalidArgument("rope: too many positions");
   StatusOr<std::vector<float>> frequencies = RopeFrequencies(spec);
   if (!frequencies.ok()) return frequencies.status();
   const double factor = RopeAttentionFactor(spec);
@@ -115,7 +121,8 @@ StatusOr<std::vector<float>> BuildRopeTable(const RopeSpec& spec, int64_t positi
   for (size_t p = 0; p < static_cast<size_t>(positions); ++p) {
     float* row = table.data() + p * 2 * half;
     for (size_t i = 0; i < half; ++i) {
-      const SinCos turn = PortableSinCos(static_cast<double>(p) * static_cast<double>((*frequencies)[i]));
+      const SinCos turn =
+          PortableSinCos(static_cast<double>(p) * static_cast<double>((*frequencies)[i]));
       row[i] = static_cast<float>(turn.cos * factor);
       row[half + i] = static_cast<float>(turn.sin * factor);
     }

@@ -1,5 +1,6 @@
-// What attention promises beyond parity: a row's bits do not depend on who is computed beside it, how its prompt was cut, where its
-// pages lie or what lies in unused memory; and the numbers are those of softmax attention in double precision.
+// What attention promises beyond parity: a row's bits do not depend on who is computed beside it,
+// how its prompt was cut, where its pages lie or what lies in unused memory; and the numbers are
+// those of softmax attention in double precision.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -26,12 +27,16 @@ class Attention : public ::testing::TestWithParam<FloatOps> {
   std::vector<float> Attend(const KvWorld& world, const KvWorld::Step& step, int threads) const {
     Rig rig(threads);
     std::vector<float> out(static_cast<size_t>(step.rows * world.out_width()));
-    const Activation view{.rows = step.rows, .cols = world.out_width(), .f32 = out.data(), .f32_stride = world.out_width()};
+    const Activation view{.rows = step.rows,
+                          .cols = world.out_width(),
+                          .f32 = out.data(),
+                          .f32_stride = world.out_width()};
     EXPECT_TRUE(world.Attend(GetParam(), rig, step, view).ok());
     return out;
   }
   // All positions [0, length) of sequence `id`, appended and attended in chunks of `budget` rows.
-  std::vector<float> InChunks(KvWorld& world, int id, int64_t length, int64_t budget, int threads) const {
+  std::vector<float> InChunks(KvWorld& world, int id, int64_t length, int64_t budget,
+                              int threads) const {
     Rig rig(threads);
     std::vector<float> all;
     for (int64_t done = 0; done < length; done += budget) {
@@ -49,15 +54,18 @@ bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 TEST_P(Attention, BitsDoNotDependOnHowThePromptIsCut) {
-  for (const AttentionCase& c : {AttentionCase{4, 1, 64, KvFormat::kInt4}, AttentionCase{4, 2, 64, KvFormat::kInt4, 100},
-                                 AttentionCase{2, 2, 32, KvFormat::kF16}, AttentionCase{3, 1, 96, KvFormat::kInt8, 0, true}}) {
+  for (const AttentionCase& c :
+       {AttentionCase{4, 1, 64, KvFormat::kInt4}, AttentionCase{4, 2, 64, KvFormat::kInt4, 100},
+        AttentionCase{2, 2, 32, KvFormat::kF16},
+        AttentionCase{3, 1, 96, KvFormat::kInt8, 0, true}}) {
     constexpr int64_t kLength = 300;
     KvWorld whole(c, kLength);
     const std::vector<float> expected = InChunks(whole, 0, kLength, kLength, 1);
     for (const float x : expected) ASSERT_TRUE(std::isfinite(x)) << "unwritten memory was read";
     for (const int64_t budget : {1, 7, 64, 129}) {
       KvWorld world(c, kLength, /*page_seed=*/static_cast<uint64_t>(budget));
-      EXPECT_TRUE(SameBits(InChunks(world, 0, kLength, budget, 2), expected)) << c.Name() << " budget=" << budget;
+      EXPECT_TRUE(SameBits(InChunks(world, 0, kLength, budget, 2), expected))
+          << c.Name() << " budget=" << budget;
     }
   }
 }
@@ -80,14 +88,16 @@ TEST_P(Attention, BitsDoNotDependOnTheCrowd) {
       for (const int threads : {1, 4}) {  // with 4, the long ones are cut by chunks
         const std::vector<float> out = Attend(lonely, alone, threads);
         const float* expected = crowd.data() + together.spans[s].first_row * world.out_width();
-        EXPECT_EQ(std::memcmp(out.data(), expected, out.size() * sizeof(float)), 0) << "sequence " << s;
+        EXPECT_EQ(std::memcmp(out.data(), expected, out.size() * sizeof(float)), 0)
+            << "sequence " << s;
       }
     }
   }
 }
 
 // Softmax attention over what is stored, in double.
-std::vector<double> Naive(const KvWorld& world, const KvWorld::Step& step, int64_t row, int sequence, int head) {
+std::vector<double> Naive(const KvWorld& world, const KvWorld::Step& step, int64_t row,
+                          int sequence, int head) {
   using cpu::reference::LoadCode;
   using cpu::reference::LoadParameter;
   const AttentionCase& c = world.shape();
@@ -97,7 +107,8 @@ std::vector<double> Naive(const KvWorld& world, const KvWorld::Step& step, int64
   const int64_t first = c.window > 0 ? std::max<int64_t>(0, position - c.window + 1) : 0;
   const float* q = step.qkv.data() + (span.first_row + row) * world.row_width() + head * c.head_dim;
   const auto page = [&](int64_t t) {
-    return cpu::KvHead(world.layer(), layout, span.block_table[static_cast<size_t>(t / 64)], head / (c.heads / c.kv_heads));
+    return cpu::KvHead(world.layer(), layout, span.block_table[static_cast<size_t>(t / 64)],
+                       head / (c.heads / c.kv_heads));
   };
   const auto value = [&](int64_t t, const uint8_t* block, int lane, int array) {
     const double code = static_cast<double>(LoadCode(c.format, block, lane));
@@ -112,7 +123,8 @@ std::vector<double> Naive(const KvWorld& world, const KvWorld::Step& step, int64
     double dot = 0;
     const int slot = static_cast<int>(t % 64);
     for (int d = 0; d < c.head_dim; ++d) {
-      dot += static_cast<double>(q[d]) * value(t, page(t) + layout.KeyBlock(slot / 16, d, c.head_dim), slot % 16, 0);
+      dot += static_cast<double>(q[d]) *
+             value(t, page(t) + layout.KeyBlock(slot / 16, d, c.head_dim), slot % 16, 0);
     }
     scores.push_back(dot * static_cast<double>(world.scale()));
     largest = std::max(largest, scores.back());
@@ -122,7 +134,8 @@ std::vector<double> Naive(const KvWorld& world, const KvWorld::Step& step, int64
     const double p = std::exp(scores[static_cast<size_t>(t - first)] - largest);
     sum += p;
     for (int d = 0; d < c.head_dim; ++d) {
-      out[static_cast<size_t>(d)] += p * value(t, page(t) + layout.ValueBlock(d / 16, static_cast<int>(t % 64)), d % 16, 2);
+      out[static_cast<size_t>(d)] +=
+          p * value(t, page(t) + layout.ValueBlock(d / 16, static_cast<int>(t % 64)), d % 16, 2);
     }
   }
   for (double& x : out) x /= sum;
@@ -141,15 +154,18 @@ TEST_P(Attention, IsSoftmaxAttention) {
       const int64_t row = c.sequences[s].row_count - 1;
       const int head = static_cast<int>(s) % c.heads;
       const std::vector<double> expected = Naive(world, step, row, static_cast<int>(s), head);
-      const float* got = out.data() + (step.spans[s].first_row + row) * world.out_width() + head * c.head_dim;
+      const float* got =
+          out.data() + (step.spans[s].first_row + row) * world.out_width() + head * c.head_dim;
       for (int d = 0; d < c.head_dim; ++d) {
-        ASSERT_NEAR(static_cast<double>(got[d]), expected[static_cast<size_t>(d)], 4e-6) << c.Name() << " sequence " << s;
+        ASSERT_NEAR(static_cast<double>(got[d]), expected[static_cast<size_t>(d)], 4e-6)
+            << c.Name() << " sequence " << s;
       }
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, Attention, ::testing::ValuesIn(AllOps()), [](const auto& ops) { return ops.param.name; });
+INSTANTIATE_TEST_SUITE_P(Isa, Attention, ::testing::ValuesIn(AllOps()),
+                         [](const auto& ops) { return ops.param.name; });
 
 // What is stored is the vector that was given, to the format's precision.
 TEST(KvPage, HoldsKeysAndValues) {
@@ -162,15 +178,21 @@ TEST(KvPage, HoldsKeysAndValues) {
     ASSERT_TRUE(world.Append(ReferenceOps(), rig, step).ok());
     const cpu::KvPageLayout layout(format, 64);
     const uint8_t* head = cpu::KvHead(world.layer(), layout, world.block_table(0)[0], 0);
-    const double tolerance = format == KvFormat::kInt4 ? 0.25 : format == KvFormat::kInt8 ? 0.016 : format == KvFormat::kF16 ? 2e-3 : 0;
+    const double tolerance = format == KvFormat::kInt4   ? 0.25
+                             : format == KvFormat::kInt8 ? 0.016
+                             : format == KvFormat::kF16  ? 2e-3
+                                                         : 0;
     for (int t = 0; t < 64; ++t) {
       for (int d = 0; d < 64; ++d) {
-        double v = static_cast<double>(cpu::reference::LoadCode(format, head + layout.ValueBlock(d / 16, t), d % 16));
+        double v = static_cast<double>(
+            cpu::reference::LoadCode(format, head + layout.ValueBlock(d / 16, t), d % 16));
         if (cpu::KvQuantized(format)) {
           v = v * static_cast<double>(cpu::reference::LoadParameter(head, layout, 2, t)) +
               static_cast<double>(cpu::reference::LoadParameter(head, layout, 3, t));
         }
-        EXPECT_NEAR(v, static_cast<double>(given[static_cast<size_t>(t * 192 + 128 + d)]), tolerance) << FormatName(format);
+        EXPECT_NEAR(v, static_cast<double>(given[static_cast<size_t>(t * 192 + 128 + d)]),
+                    tolerance)
+            << FormatName(format);
       }
     }
   }
@@ -183,7 +205,8 @@ TEST(KvPage, BytesAreTheFormulaOfTheDesign) {
       EXPECT_EQ(KvPageBytes({KvFormat::kInt8, kv_heads, dim}), 2 * kv_heads * 64 * (dim + 4));
       EXPECT_EQ(KvPageBytes({KvFormat::kF16, kv_heads, dim}), 2 * kv_heads * 64 * dim * 2);
       EXPECT_EQ(KvPageBytes({KvFormat::kF32, kv_heads, dim}), 2 * kv_heads * 64 * dim * 4);
-      for (const KvFormat format : {KvFormat::kInt4, KvFormat::kInt8, KvFormat::kF16, KvFormat::kF32}) {
+      for (const KvFormat format :
+           {KvFormat::kInt4, KvFormat::kInt8, KvFormat::kF16, KvFormat::kF32}) {
         const cpu::KvPageLayout layout(format, dim);
         EXPECT_EQ(layout.head_bytes * kv_heads, KvPageBytes({format, kv_heads, dim}));
       }

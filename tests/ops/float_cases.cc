@@ -16,7 +16,8 @@ constexpr int kWorldSequences = 6;
 
 #if defined(__x86_64__)
 bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
 }
 bool HasAvx512() {
   return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -28,23 +29,27 @@ bool HasAvx512() {
 
 FloatOps ReferenceOps() {
   namespace isa = cpu::reference;
-  return {"reference", true, isa::Embed, isa::Norm, isa::RopeAppend, isa::Attention, isa::SiluMul, isa::Sample};
+  return {"reference",     true,           isa::Embed,   isa::Norm,
+          isa::RopeAppend, isa::Attention, isa::SiluMul, isa::Sample};
 }
 
 std::vector<FloatOps> FastOps() {
   std::vector<FloatOps> all;
   {
     namespace isa = cpu::emulated;
-    all.push_back({"emulated", true, isa::Embed, isa::Norm, isa::RopeAppend, isa::Attention, isa::SiluMul, isa::Sample});
+    all.push_back({"emulated", true, isa::Embed, isa::Norm, isa::RopeAppend, isa::Attention,
+                   isa::SiluMul, isa::Sample});
   }
 #if defined(__x86_64__)
   {
     namespace isa = cpu::avx2;
-    all.push_back({"avx2", HasAvx2(), isa::Embed, isa::Norm, isa::RopeAppend, isa::Attention, isa::SiluMul, isa::Sample});
+    all.push_back({"avx2", HasAvx2(), isa::Embed, isa::Norm, isa::RopeAppend, isa::Attention,
+                   isa::SiluMul, isa::Sample});
   }
   {
     namespace isa = cpu::avx512;
-    all.push_back({"avx512", HasAvx512(), isa::Embed, isa::Norm, isa::RopeAppend, isa::Attention, isa::SiluMul, isa::Sample});
+    all.push_back({"avx512", HasAvx512(), isa::Embed, isa::Norm, isa::RopeAppend, isa::Attention,
+                   isa::SiluMul, isa::Sample});
   }
 #endif
   return all;
@@ -53,8 +58,9 @@ std::vector<FloatOps> FastOps() {
 std::vector<float> RandomFloats(int64_t count, uint64_t seed, float deviation) {
   std::vector<float> values(static_cast<size_t>(count));
   for (size_t i = 0; i < values.size(); ++i) {
-    const PhiloxBlock block = Philox4x32({static_cast<uint32_t>(i), static_cast<uint32_t>(i >> 32), 17, 0},
-                                         {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+    const PhiloxBlock block =
+        Philox4x32({static_cast<uint32_t>(i), static_cast<uint32_t>(i >> 32), 17, 0},
+                   {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
     float sum = -2;
     for (const uint32_t bits : block) sum += UniformOpen(bits);
     values[i] = sum * 1.7320508f * deviation;  // four uniforms have variance 1/3
@@ -82,7 +88,9 @@ Output::Output(int64_t rows, int64_t cols, bool floats, bool codes, int64_t lead
 }
 
 bool Output::operator==(const Output& other) const {
-  const auto same = [](const void* a, const void* b, size_t bytes) { return bytes == 0 || std::memcmp(a, b, bytes) == 0; };
+  const auto same = [](const void* a, const void* b, size_t bytes) {
+    return bytes == 0 || std::memcmp(a, b, bytes) == 0;
+  };
   return view.rows == other.view.rows && view.cols == other.view.cols && row_sum == other.row_sum &&
          same(f32.data(), other.f32.data(), f32.size() * sizeof(float)) &&
          same(scale.data(), other.scale.data(), scale.size() * sizeof(float)) &&
@@ -91,17 +99,21 @@ bool Output::operator==(const Output& other) const {
 
 const char* FormatName(KvFormat format) {
   switch (format) {
-    case KvFormat::kInt4: return "int4";
-    case KvFormat::kInt8: return "int8";
-    case KvFormat::kF16: return "fp16";
-    case KvFormat::kF32: return "fp32";
+    case KvFormat::kInt4:
+      return "int4";
+    case KvFormat::kInt8:
+      return "int8";
+    case KvFormat::kF16:
+      return "fp16";
+    case KvFormat::kF32:
+      return "fp32";
   }
   return "?";
 }
 
 std::string AttentionCase::Name() const {
-  std::string name = std::string(FormatName(format)) + "_q" + std::to_string(heads) + "_kv" + std::to_string(kv_heads) + "_d" +
-                     std::to_string(head_dim);
+  std::string name = std::string(FormatName(format)) + "_q" + std::to_string(heads) + "_kv" +
+                     std::to_string(kv_heads) + "_d" + std::to_string(head_dim);
   if (window > 0) name += "_window" + std::to_string(window);
   if (qk_norm) name += "_norm";
   for (const SequenceShape& s : sequences) {
@@ -138,14 +150,16 @@ const std::vector<AttentionCase>& AttentionCases() {
   return cases;
 }
 
-KvWorld::KvWorld(const AttentionCase& shape, int64_t positions, uint64_t page_seed) : shape_(shape) {
+KvWorld::KvWorld(const AttentionCase& shape, int64_t positions, uint64_t page_seed)
+    : shape_(shape) {
   const KvShape kv{shape.format, shape.kv_heads, shape.head_dim};
   page_bytes_ = KvPageBytes(kv) + 64 * static_cast<int64_t>(page_seed % 2);
   const int64_t blocks = (positions + kKvPageTokens - 1) / kKvPageTokens;
   std::vector<int32_t> order(static_cast<size_t>(blocks * kWorldSequences));
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
   for (size_t i = order.size(); i > 1; --i) {
-    const PhiloxBlock block = Philox4x32({static_cast<uint32_t>(i), 0, 0, 0}, {static_cast<uint32_t>(page_seed), 3});
+    const PhiloxBlock block =
+        Philox4x32({static_cast<uint32_t>(i), 0, 0, 0}, {static_cast<uint32_t>(page_seed), 3});
     std::swap(order[i - 1], order[block[0] % i]);
   }
   for (int s = 0; s < kWorldSequences; ++s) {
@@ -160,21 +174,22 @@ KvWorld::KvWorld(const AttentionCase& shape, int64_t positions, uint64_t page_se
   }
 }
 
-KvLayer KvWorld::layer() const {
-  return {const_cast<uint8_t*>(pages_.data()), page_bytes_};
-}
+KvLayer KvWorld::layer() const { return {const_cast<uint8_t*>(pages_.data()), page_bytes_}; }
 
 float KvWorld::scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)); }
 
-KvWorld::Step KvWorld::MakeStep(const std::vector<SequenceShape>& sequences, const std::vector<int>& ids) const {
+KvWorld::Step KvWorld::MakeStep(const std::vector<SequenceShape>& sequences,
+                                const std::vector<int>& ids) const {
   Step step;
   for (size_t i = 0; i < sequences.size(); ++i) {
     const int id = ids.empty() ? static_cast<int>(i) : ids[i];
     const SequenceShape& s = sequences[i];
-    step.spans.push_back({step.rows, s.row_count, s.first_position, tables_[static_cast<size_t>(id)]});
+    step.spans.push_back(
+        {step.rows, s.row_count, s.first_position, tables_[static_cast<size_t>(id)]});
     for (int64_t r = 0; r < s.row_count; ++r) {
       const auto token = static_cast<uint64_t>(s.first_position + r);
-      const std::vector<float> row = RandomFloats(row_width(), static_cast<uint64_t>(id) * 1000003 + token);
+      const std::vector<float> row =
+          RandomFloats(row_width(), static_cast<uint64_t>(id) * 1000003 + token);
       step.qkv.insert(step.qkv.end(), row.begin(), row.end());
     }
     step.rows += s.row_count;
@@ -183,18 +198,20 @@ KvWorld::Step KvWorld::MakeStep(const std::vector<SequenceShape>& sequences, con
 }
 
 Status KvWorld::Append(const FloatOps& ops, Rig& rig, Step& step) {
-  return ops.rope_append(rig.context, {.qkv = {step.qkv.data(), step.rows, row_width(), row_width()},
-                                       .heads = shape_.heads,
-                                       .kv = kv(),
-                                       .cos_sin = cos_sin_.data(),
-                                       .q_gain = q_gain_.empty() ? nullptr : q_gain_.data(),
-                                       .k_gain = k_gain_.empty() ? nullptr : k_gain_.data(),
-                                       .qk_epsilon = 1e-6f,
-                                       .sequences = step.spans,
-                                       .layer = layer()});
+  return ops.rope_append(rig.context,
+                         {.qkv = {step.qkv.data(), step.rows, row_width(), row_width()},
+                          .heads = shape_.heads,
+                          .kv = kv(),
+                          .cos_sin = cos_sin_.data(),
+                          .q_gain = q_gain_.empty() ? nullptr : q_gain_.data(),
+                          .k_gain = k_gain_.empty() ? nullptr : k_gain_.data(),
+                          .qk_epsilon = 1e-6f,
+                          .sequences = step.spans,
+                          .layer = layer()});
 }
 
-Status KvWorld::Attend(const FloatOps& ops, Rig& rig, const Step& step, const Activation& out) const {
+Status KvWorld::Attend(const FloatOps& ops, Rig& rig, const Step& step,
+                       const Activation& out) const {
   return ops.attention(rig.context, {.q = {step.qkv.data(), step.rows, out_width(), row_width()},
                                      .heads = shape_.heads,
                                      .kv = kv(),
@@ -205,7 +222,8 @@ Status KvWorld::Attend(const FloatOps& ops, Rig& rig, const Step& step, const Ac
                                      .out = out});
 }
 
-void KvWorld::StoreHistory(const std::vector<SequenceShape>& sequences, const std::vector<int>& ids) {
+void KvWorld::StoreHistory(const std::vector<SequenceShape>& sequences,
+                           const std::vector<int>& ids) {
   Rig rig(1);
   std::vector<SequenceShape> history;
   for (const SequenceShape& s : sequences) history.push_back({0, s.first_position});

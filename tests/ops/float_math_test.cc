@@ -1,4 +1,5 @@
-// The elementary functions, KV rounding, rotary tables, norm and SiLU against double precision: the errors that their headers state.
+// The elementary functions, KV rounding, rotary tables, norm and SiLU against double precision: the
+// errors that their headers state.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -17,7 +18,8 @@ namespace {
 
 double Ulps(float got, double expected) {
   const float near = static_cast<float>(expected);
-  const double ulp = static_cast<double>(std::nextafter(std::abs(near), INFINITY)) - std::abs(static_cast<double>(near));
+  const double ulp = static_cast<double>(std::nextafter(std::abs(near), INFINITY)) -
+                     std::abs(static_cast<double>(near));
   return std::abs(static_cast<double>(got) - expected) / ulp;
 }
 
@@ -46,7 +48,8 @@ TEST(FloatMath, LogOverItsRange) {
     const double expected = std::log(static_cast<double>(x));
     const float y = cpu::Log(x);
     if (std::abs(expected) > 0.1) worst = std::max(worst, Ulps(y, expected));
-    worst_near_one = std::max(worst_near_one, std::abs(static_cast<double>(y) - expected) / std::max(1.0, std::abs(expected)));
+    worst_near_one = std::max(worst_near_one, std::abs(static_cast<double>(y) - expected) /
+                                                  std::max(1.0, std::abs(expected)));
   }
   EXPECT_LT(worst, 1.1);
   EXPECT_LT(worst_near_one, 1.2e-7);
@@ -63,7 +66,9 @@ TEST(KvQuant, RoundTripStaysWithinHalfAStep) {
       ASSERT_LE(codes[i], levels);
       const float back = static_cast<float>(codes[i]) * p.scale + p.minimum;
       // Half a step, and what rounding minimum and scale to fp16 moves the ends of the range by.
-      EXPECT_NEAR(back, x[i], p.scale * 0.5f + std::abs(p.minimum) * 0x1p-11f + p.scale * static_cast<float>(levels) * 0x1p-10f);
+      EXPECT_NEAR(back, x[i],
+                  p.scale * 0.5f + std::abs(p.minimum) * 0x1p-11f +
+                      p.scale * static_cast<float>(levels) * 0x1p-10f);
     }
   }
 }
@@ -75,7 +80,8 @@ TEST(KvQuant, EdgesAreFiniteAndClamped) {
   EXPECT_EQ(p.scale, 0.0f);
   EXPECT_EQ(p.minimum, 3.25f);
   for (const uint8_t code : codes) EXPECT_EQ(code, 0);
-  // A large offset: fp16 cannot hold the minimum well, and codes would leave 0..15 without the clamp.
+  // A large offset: fp16 cannot hold the minimum well, and codes would leave 0..15 without the
+  // clamp.
   std::vector<float> offset(64);
   for (size_t i = 0; i < 64; ++i) offset[i] = 1000.3f + 0.01f * static_cast<float>(i);
   p = QuantizeKv(offset.data(), 64, 15, codes);
@@ -96,7 +102,8 @@ TEST(KvQuant, SimulationIsWhatIsReadBack) {
   uint8_t codes[96];
   const KvParameters p = QuantizeKv(x.data(), 96, 15, codes);
   SimulateKv(KvFormat::kInt4, x.data(), 96);
-  for (size_t i = 0; i < x.size(); ++i) EXPECT_EQ(x[i], static_cast<float>(codes[i]) * p.scale + p.minimum);
+  for (size_t i = 0; i < x.size(); ++i)
+    EXPECT_EQ(x[i], static_cast<float>(codes[i]) * p.scale + p.minimum);
   x = original;
   SimulateKv(KvFormat::kF32, x.data(), 96);
   EXPECT_EQ(x, original);
@@ -109,7 +116,8 @@ TEST(RopeTable, EqualsTheLibraryInDouble) {
     ASSERT_NEAR(turn.cos, std::cos(angle), 4e-16) << angle;
   }
   for (double x = -40; x < 40; x += 0.0137) ASSERT_NEAR(PortableExp(x) / std::exp(x), 1, 1e-15);
-  for (double x = 1e-300; x < 1e300; x *= 1.37) ASSERT_NEAR(PortableLog(x), std::log(x), 4e-16 * std::abs(std::log(x)) + 1e-16);
+  for (double x = 1e-300; x < 1e300; x *= 1.37)
+    ASSERT_NEAR(PortableLog(x), std::log(x), 4e-16 * std::abs(std::log(x)) + 1e-16);
   const RopeSpec spec{.head_dim = 128, .theta = 500000};
   const std::vector<float> table = *BuildRopeTable(spec, 5000);
   for (size_t p = 0; p < 5000; p += 77) {
@@ -122,10 +130,16 @@ TEST(RopeTable, EqualsTheLibraryInDouble) {
   }
 }
 
-// Frequencies of transformers' modeling_rope_utils.py for the published configurations, computed independently in double.
+// Frequencies of transformers' modeling_rope_utils.py for the published configurations, computed
+// independently in double.
 TEST(RopeTable, Llama3BlendsByWavelength) {
-  const RopeSpec spec{.type = RopeType::kLlama3, .head_dim = 128, .theta = 500000, .factor = 8, .low_freq_factor = 1,
-                      .high_freq_factor = 4, .original_max_position_embeddings = 8192};
+  const RopeSpec spec{.type = RopeType::kLlama3,
+                      .head_dim = 128,
+                      .theta = 500000,
+                      .factor = 8,
+                      .low_freq_factor = 1,
+                      .high_freq_factor = 4,
+                      .original_max_position_embeddings = 8192};
   const std::vector<float> f = *RopeFrequencies(spec);
   EXPECT_EQ(f[0], 1.0f);
   const double last = std::pow(500000.0, -126.0 / 128);
@@ -145,9 +159,15 @@ TEST(RopeTable, Llama3BlendsByWavelength) {
 }
 
 TEST(RopeTable, YarnBlendsByChannelAndScales) {
-  RopeSpec spec{.type = RopeType::kYarn, .head_dim = 128, .theta = 1000000, .factor = 4, .original_max_position_embeddings = 32768};
+  RopeSpec spec{.type = RopeType::kYarn,
+                .head_dim = 128,
+                .theta = 1000000,
+                .factor = 4,
+                .original_max_position_embeddings = 32768};
   const std::vector<float> f = *RopeFrequencies(spec);
-  const auto channel = [](double rotations) { return 128 * std::log(32768 / (rotations * 2 * M_PI)) / (2 * std::log(1e6)); };
+  const auto channel = [](double rotations) {
+    return 128 * std::log(32768 / (rotations * 2 * M_PI)) / (2 * std::log(1e6));
+  };
   const double low = std::floor(channel(32)), high = std::ceil(channel(1));
   for (size_t i = 0; i < 64; ++i) {
     const double plain = std::pow(1e6, -2.0 * static_cast<double>(i) / 128);
@@ -157,14 +177,16 @@ TEST(RopeTable, YarnBlendsByChannelAndScales) {
   EXPECT_NEAR(RopeAttentionFactor(spec), 0.1 * std::log(4.0) + 1, 1e-12);
   EXPECT_FLOAT_EQ((*BuildRopeTable(spec, 1))[0], static_cast<float>(0.1 * std::log(4.0) + 1));
   spec.mscale = 1, spec.mscale_all_dim = 0.5;
-  EXPECT_NEAR(RopeAttentionFactor(spec), (0.1 * std::log(4.0) + 1) / (0.05 * std::log(4.0) + 1), 1e-12);
+  EXPECT_NEAR(RopeAttentionFactor(spec), (0.1 * std::log(4.0) + 1) / (0.05 * std::log(4.0) + 1),
+              1e-12);
   spec.attention_factor = 1.5;
   EXPECT_EQ(RopeAttentionFactor(spec), 1.5);
 }
 
 TEST(RopeTable, LinearDividesAndBadSpecsAreRefused) {
   const std::vector<float> plain = *RopeFrequencies({.head_dim = 64});
-  const std::vector<float> linear = *RopeFrequencies({.type = RopeType::kLinear, .head_dim = 64, .factor = 4});
+  const std::vector<float> linear =
+      *RopeFrequencies({.type = RopeType::kLinear, .head_dim = 64, .factor = 4});
   for (size_t i = 0; i < 32; ++i) EXPECT_FLOAT_EQ(linear[i], plain[i] / 4);
   EXPECT_FALSE(RopeFrequencies({.head_dim = 63}).ok());
   EXPECT_FALSE(RopeFrequencies({.head_dim = 64, .theta = 0}).ok());
@@ -187,16 +209,23 @@ TEST(Norm, IsTrueRmsNorm) {
   }
   Output out(1, kCols, true, true, 32);
   Rig rig(1);
-  ASSERT_TRUE(ReferenceOps().norm(rig.context, {.residual = {x.data(), 1, kCols, kCols}, .delta = {delta.data(), 1, kCols, kCols},
-                                                .gain = gain.data(), .epsilon = 1e-5f, .out = out.view}).ok());
+  ASSERT_TRUE(ReferenceOps()
+                  .norm(rig.context, {.residual = {x.data(), 1, kCols, kCols},
+                                      .delta = {delta.data(), 1, kCols, kCols},
+                                      .gain = gain.data(),
+                                      .epsilon = 1e-5f,
+                                      .out = out.view})
+                  .ok());
   float amax = 0;
   int32_t codes = 0;
   for (size_t i = 0; i < kCols; ++i) {
-    const double expected = sum[i] / std::sqrt(squares / kCols + 1e-5) * static_cast<double>(gain[i]);
+    const double expected =
+        sum[i] / std::sqrt(squares / kCols + 1e-5) * static_cast<double>(gain[i]);
     EXPECT_NEAR(static_cast<double>(out.f32[i]), expected, 1e-6 * std::abs(expected) + 1e-7);
     amax = std::max(amax, std::abs(out.f32[i]));
     codes += out.view.q[32 + i];
-    EXPECT_NEAR(out.f32[i], static_cast<float>(out.view.q[32 + i]) * out.scale[0], out.scale[0] * 0.501f);
+    EXPECT_NEAR(out.f32[i], static_cast<float>(out.view.q[32 + i]) * out.scale[0],
+                out.scale[0] * 0.501f);
   }
   EXPECT_EQ(out.scale[0], amax / 127.0f);
   EXPECT_EQ(out.row_sum[0], codes);
@@ -209,7 +238,10 @@ TEST(SiluMul, IsSiluTimesUp) {
   gate_up[0] = 0, gate_up[1] = -90, gate_up[2] = 90;
   Output out(1, 200, true, false);
   Rig rig(1);
-  ASSERT_TRUE(ReferenceOps().silu_mul(rig.context, {.gate_up = {gate_up.data(), 1, 400, 400}, .out = out.view}).ok());
+  ASSERT_TRUE(
+      ReferenceOps()
+          .silu_mul(rig.context, {.gate_up = {gate_up.data(), 1, 400, 400}, .out = out.view})
+          .ok());
   for (size_t i = 0; i < 200; ++i) {
     const double gate = static_cast<double>(gate_up[i]);
     const double expected = gate / (1 + std::exp(-gate)) * static_cast<double>(gate_up[200 + i]);
@@ -224,7 +256,9 @@ TEST(Activation, ANanIsNotLost) {
     gate_up[37] = NAN;
     Output out(1, 100, false, true);
     Rig rig(1);
-    ASSERT_TRUE(ops.silu_mul(rig.context, {.gate_up = {gate_up.data(), 1, 200, 200}, .out = out.view}).ok());
+    ASSERT_TRUE(
+        ops.silu_mul(rig.context, {.gate_up = {gate_up.data(), 1, 200, 200}, .out = out.view})
+            .ok());
     EXPECT_TRUE(std::isnan(out.scale[0])) << ops.name;
   }
 }

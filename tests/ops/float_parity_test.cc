@@ -1,5 +1,6 @@
-// Every implementation of the floating-point operations against the reference: equal to the bit for any number of threads.
-// Instruction sets that the machine lacks are skipped by name; `emulated` runs their algorithm all the same.
+// Every implementation of the floating-point operations against the reference: equal to the bit for
+// any number of threads. Instruction sets that the machine lacks are skipped by name; `emulated`
+// runs their algorithm all the same.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -28,24 +29,30 @@ TEST_P(FloatParity, Embed) {
     for (const int64_t cols : kRaggedColumns) {
       const std::vector<float> values = RandomFloats(20 * cols, 3);
       std::vector<uint16_t> narrow;
-      for (const float v : values) narrow.push_back(type == FloatType::kF16 ? FloatToHalf(v) : FloatToBf16(v));
-      const void* data = type == FloatType::kF32 ? static_cast<const void*>(values.data()) : narrow.data();
+      for (const float v : values)
+        narrow.push_back(type == FloatType::kF16 ? FloatToHalf(v) : FloatToBf16(v));
+      const void* data =
+          type == FloatType::kF32 ? static_cast<const void*>(values.data()) : narrow.data();
       const std::vector<int32_t> ids = {100, 119, 99, 120, ~0, ~2, 107};
       const int32_t sampled[] = {103, 0, 118};
       const auto run = [&](const FloatOps& ops, int threads) {
         Rig rig(threads);
         std::vector<float> out(ids.size() * static_cast<size_t>(cols + 1), -5.0f);
-        const Status status = ops.embed(rig.context, {.table = {data, type, 100, 20, cols},
-                                                      .token_ids = ids,
-                                                      .sampled_ids = sampled,
-                                                      .out = {out.data(), std::ssize(ids), cols, cols + 1}});
+        const Status status =
+            ops.embed(rig.context, {.table = {data, type, 100, 20, cols},
+                                    .token_ids = ids,
+                                    .sampled_ids = sampled,
+                                    .out = {out.data(), std::ssize(ids), cols, cols + 1}});
         EXPECT_TRUE(status.ok());
         return out;
       };
       const std::vector<float> expected = run(reference_, 1);
-      EXPECT_EQ(expected[static_cast<size_t>(2 * (cols + 1))], 0.0f) << "ids of other ranks give zeros";
-      EXPECT_EQ(expected[static_cast<size_t>(4 * (cols + 1))], expected[static_cast<size_t>(4 * (cols + 1))]);
-      for (const int threads : {1, 3}) EXPECT_EQ(run(GetParam(), threads), expected) << "cols=" << cols;
+      EXPECT_EQ(expected[static_cast<size_t>(2 * (cols + 1))], 0.0f)
+          << "ids of other ranks give zeros";
+      EXPECT_EQ(expected[static_cast<size_t>(4 * (cols + 1))],
+                expected[static_cast<size_t>(4 * (cols + 1))]);
+      for (const int threads : {1, 3})
+        EXPECT_EQ(run(GetParam(), threads), expected) << "cols=" << cols;
     }
   }
 }
@@ -54,29 +61,34 @@ TEST_P(FloatParity, Norm) {
   for (const int64_t cols : kRaggedColumns) {
     for (const bool gather : {false, true}) {
       for (const bool delta : {false, true}) {
-        const std::vector<int32_t> rows = gather ? std::vector<int32_t>{6, 2, 2} : std::vector<int32_t>{};
+        const std::vector<int32_t> rows =
+            gather ? std::vector<int32_t>{6, 2, 2} : std::vector<int32_t>{};
         const int64_t out_rows = gather ? 3 : 7;
         const auto run = [&](const FloatOps& ops, int threads, Output& out) {
           Rig rig(threads);
-          std::vector<float> residual = RandomFloats(7 * (cols + 2), 1), change = RandomFloats(7 * cols, 2);
+          std::vector<float> residual = RandomFloats(7 * (cols + 2), 1),
+                             change = RandomFloats(7 * cols, 2);
           std::fill_n(residual.begin(), cols, 0.0f);  // a row of zeros
           const std::vector<float> gain = RandomFloats(cols, 4);
-          const Status status = ops.norm(rig.context, {.residual = {residual.data(), 7, cols, cols + 2},
-                                                       .delta = {delta ? change.data() : nullptr, 7, cols, cols},
-                                                       .gain = gain.data(),
-                                                       .epsilon = 1e-5f,
-                                                       .rows = rows,
-                                                       .out = out.view});
+          const Status status =
+              ops.norm(rig.context, {.residual = {residual.data(), 7, cols, cols + 2},
+                                     .delta = {delta ? change.data() : nullptr, 7, cols, cols},
+                                     .gain = gain.data(),
+                                     .epsilon = 1e-5f,
+                                     .rows = rows,
+                                     .out = out.view});
           EXPECT_TRUE(status.ok());
           return residual;
         };
-        for (const auto& [floats, codes, lead] : {std::tuple{true, false, 0}, {false, true, 5}, {true, true, 96}}) {
+        for (const auto& [floats, codes, lead] :
+             {std::tuple{true, false, 0}, {false, true, 5}, {true, true, 96}}) {
           Output expected(out_rows, cols, floats, codes, lead);
           const std::vector<float> residual = run(reference_, 1, expected);
           for (const int threads : {1, 2, 3}) {
             Output got(out_rows, cols, floats, codes, lead);
             EXPECT_EQ(run(GetParam(), threads, got), residual);
-            EXPECT_TRUE(got == expected) << "cols=" << cols << " gather=" << gather << " codes=" << codes;
+            EXPECT_TRUE(got == expected)
+                << "cols=" << cols << " gather=" << gather << " codes=" << codes;
           }
         }
       }
@@ -92,7 +104,10 @@ TEST_P(FloatParity, SiluMul) {
     for (const auto& [floats, codes] : {std::pair{true, false}, {false, true}, {true, true}}) {
       const auto run = [&](const FloatOps& ops, int threads, Output& out) {
         Rig rig(threads);
-        EXPECT_TRUE(ops.silu_mul(rig.context, {.gate_up = {gate_up.data(), 5, 2 * cols, 2 * cols + 1}, .out = out.view}).ok());
+        EXPECT_TRUE(
+            ops.silu_mul(rig.context,
+                         {.gate_up = {gate_up.data(), 5, 2 * cols, 2 * cols + 1}, .out = out.view})
+                .ok());
       };
       Output expected(5, cols, floats, codes, 32);
       run(reference_, 1, expected);
@@ -119,7 +134,9 @@ TEST_P(FloatParity, RopeAppendWritesTheSameBytes) {
       EXPECT_EQ(world.pages(), expected.pages()) << c.Name();
       for (int64_t r = 0; r < step.rows; ++r) {  // q only: k and v are left undefined
         const auto at = static_cast<size_t>(r * world.row_width());
-        EXPECT_EQ(std::memcmp(&step.qkv[at], &expected_step.qkv[at], static_cast<size_t>(world.out_width()) * 4), 0);
+        EXPECT_EQ(std::memcmp(&step.qkv[at], &expected_step.qkv[at],
+                              static_cast<size_t>(world.out_width()) * 4),
+                  0);
       }
     }
   }
@@ -153,15 +170,21 @@ TEST_P(FloatParity, Sample) {
   constexpr int64_t kPadded = 1024;
   std::vector<float> logits = RandomFloats(12 * kPadded, 31, 3.0f);
   for (int64_t r = 0; r < 12; ++r) {
-    for (int64_t i = kVocabulary; i < kPadded; ++i) logits[static_cast<size_t>(r * kPadded + i)] = r % 2 == 0 ? -INFINITY : 99;
-    logits[static_cast<size_t>(r * kPadded + 500)] = logits[static_cast<size_t>(r * kPadded + 7)] = 9.5f;  // a tie
+    for (int64_t i = kVocabulary; i < kPadded; ++i)
+      logits[static_cast<size_t>(r * kPadded + i)] = r % 2 == 0 ? -INFINITY : 99;
+    logits[static_cast<size_t>(r * kPadded + 500)] = logits[static_cast<size_t>(r * kPadded + 7)] =
+        9.5f;  // a tie
   }
   const std::vector<int32_t> prompt = {1, 2, 3, 500, 500}, output = {7, 7, 9, 500};
   const std::vector<int32_t> bias_ids = {7, 40}, banned = {3, 500};
   const std::vector<float> bias_values = {-3.0f, 6.0f};
   std::vector<SampleRow> rows(12);
   for (size_t r = 0; r < rows.size(); ++r) {
-    rows[r] = {.slot = static_cast<int32_t>(11 - r), .seed = 77 + (uint64_t{r} << 33), .candidate = static_cast<uint32_t>(r), .position = 90, .logprobs = static_cast<int32_t>(r) - 1};
+    rows[r] = {.slot = static_cast<int32_t>(11 - r),
+               .seed = 77 + (uint64_t{r} << 33),
+               .candidate = static_cast<uint32_t>(r),
+               .position = 90,
+               .logprobs = static_cast<int32_t>(r) - 1};
   }
   rows[0].temperature = 0;
   rows[1].temperature = 0.7f;
@@ -184,7 +207,8 @@ TEST_P(FloatParity, Sample) {
                                                    .sampled_ids = ids.data(),
                                                    .results = &results});
     EXPECT_TRUE(status.ok()) << status.message();
-    for (const SampledToken& token : results) EXPECT_EQ(ids[static_cast<size_t>(token.slot)], token.id);
+    for (const SampledToken& token : results)
+      EXPECT_EQ(ids[static_cast<size_t>(token.slot)], token.id);
     return results;
   };
   for (uint32_t position = 0; position < 40; ++position) {

@@ -34,7 +34,9 @@ class OpsCheck : public ::testing::Test {
 };
 
 TEST_F(OpsCheck, Norm) {
-  const NormArgs good{.residual = {floats_, 2, 64, 64}, .gain = floats_ + 512, .epsilon = 1e-5f,
+  const NormArgs good{.residual = {floats_, 2, 64, 64},
+                      .gain = floats_ + 512,
+                      .epsilon = 1e-5f,
                       .out = {.rows = 2, .cols = 64, .f32 = out_, .f32_stride = 64}};
   EXPECT_TRUE(Run([&](Backend& b) { ops::Norm(b, good); }).ok());
   NormArgs bad = good;
@@ -48,7 +50,8 @@ TEST_F(OpsCheck, Norm) {
   bad.rows = rows;
   ExpectRefused([&](Backend& b) { ops::Norm(b, bad); }, "row outside");
   bad = good;
-  bad.out = {.rows = 2, .cols = 64, .q = codes_, .q_stride = 100, .scale = scale_, .row_sum = row_sum_};
+  bad.out = {
+      .rows = 2, .cols = 64, .q = codes_, .q_stride = 100, .scale = scale_, .row_sum = row_sum_};
   ExpectRefused([&](Backend& b) { ops::Norm(b, bad); }, "multiple of 128");
   bad.out.q_stride = 128;
   EXPECT_TRUE(Run([&](Backend& b) { ops::Norm(b, bad); }).ok());
@@ -57,7 +60,9 @@ TEST_F(OpsCheck, Norm) {
 }
 
 TEST_F(OpsCheck, TheFirstFailureStaysAndNothingRunsAfterIt) {
-  const NormArgs good{.residual = {floats_, 1, 64, 64}, .gain = floats_ + 512, .epsilon = 1e-5f,
+  const NormArgs good{.residual = {floats_, 1, 64, 64},
+                      .gain = floats_ + 512,
+                      .epsilon = 1e-5f,
                       .out = {.rows = 1, .cols = 64, .f32 = out_, .f32_stride = 64}};
   NormArgs bad = good;
   bad.gain = nullptr;
@@ -79,8 +84,13 @@ TEST_F(OpsCheck, SequencesAndPages) {
   const std::vector<int32_t> table = {2, 0};
   const std::vector<int32_t> freed = {-1, 0};
   SequenceSpan span{0, 2, 70, table};
-  AttentionArgs good{.q = {floats_, 2, 128, 128}, .heads = 2, .kv = kv, .scale = 0.125f, .sequences = {&span, 1},
-                     .layer = {pages.data(), KvPageBytes(kv)}, .out = {.rows = 2, .cols = 128, .f32 = out_, .f32_stride = 128}};
+  AttentionArgs good{.q = {floats_, 2, 128, 128},
+                     .heads = 2,
+                     .kv = kv,
+                     .scale = 0.125f,
+                     .sequences = {&span, 1},
+                     .layer = {pages.data(), KvPageBytes(kv)},
+                     .out = {.rows = 2, .cols = 128, .f32 = out_, .f32_stride = 128}};
   const auto attend = [&](Backend& b) { ops::Attention(b, good); };
   EXPECT_TRUE(Run(attend).ok());
   span.row_count = 1;
@@ -106,13 +116,16 @@ TEST_F(OpsCheck, SequencesAndPages) {
 
 TEST_F(OpsCheck, EmbedSiluAndSample) {
   const int32_t ids[] = {1, ~0};
-  EmbedArgs embed{.table = {floats_, FloatType::kF32, 0, 4, 16}, .token_ids = ids, .out = {out_, 2, 16, 16}};
+  EmbedArgs embed{
+      .table = {floats_, FloatType::kF32, 0, 4, 16}, .token_ids = ids, .out = {out_, 2, 16, 16}};
   ExpectRefused([&](Backend& b) { ops::Embed(b, embed); }, "slot");
-  const SiluMulArgs silu{.gate_up = {floats_, 1, 64, 64}, .out = {.rows = 1, .cols = 33, .f32 = out_, .f32_stride = 64}};
+  const SiluMulArgs silu{.gate_up = {floats_, 1, 64, 64},
+                         .out = {.rows = 1, .cols = 33, .f32 = out_, .f32_stride = 64}};
   ExpectRefused([&](Backend& b) { ops::SiluMul(b, silu); }, "twice");
   SampleRow row;
   std::vector<SampledToken> results;
-  const SampleArgs sample{.logits = {floats_, 1, 64, 64}, .vocab_size = 60, .rows = {&row, 1}, .results = &results};
+  const SampleArgs sample{
+      .logits = {floats_, 1, 64, 64}, .vocab_size = 60, .rows = {&row, 1}, .results = &results};
   const auto run = [&](Backend& b) { ops::Sample(b, sample); };
   EXPECT_TRUE(Run(run).ok());
   row.top_p = 0;
@@ -125,11 +138,16 @@ TEST_F(OpsCheck, EmbedSiluAndSample) {
 }
 
 TEST_F(OpsCheck, ZeroRowsAreLegal) {
-  EXPECT_TRUE(Run([&](Backend& b) {
-                ops::Norm(b, {.residual = {nullptr, 0, 64, 64}, .gain = floats_, .out = {.rows = 0, .cols = 64}});
-                ops::SiluMul(b, {.gate_up = {nullptr, 0, 64, 64}, .out = {.rows = 0, .cols = 32}});
-                ops::Sample(b, {.logits = {nullptr, 0, 64, 64}, .vocab_size = 60, .rows = {}, .sampled_ids = row_sum_});
-              }).ok());
+  EXPECT_TRUE(
+      Run([&](Backend& b) {
+        ops::Norm(
+            b, {.residual = {nullptr, 0, 64, 64}, .gain = floats_, .out = {.rows = 0, .cols = 64}});
+        ops::SiluMul(b, {.gate_up = {nullptr, 0, 64, 64}, .out = {.rows = 0, .cols = 32}});
+        ops::Sample(b, {.logits = {nullptr, 0, 64, 64},
+                        .vocab_size = 60,
+                        .rows = {},
+                        .sampled_ids = row_sum_});
+      }).ok());
 }
 
 }  // namespace

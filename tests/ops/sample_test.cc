@@ -1,5 +1,6 @@
-// What sampling means: distributions (chi-square with fixed seeds), filters, penalties, bias, bans, ties, log-probabilities, and that a
-// NaN is an error. Every instruction set gives the reference's bits (float_parity_test.cc), so the fastest present one is used here.
+// What sampling means: distributions (chi-square with fixed seeds), filters, penalties, bias, bans,
+// ties, log-probabilities, and that a NaN is an error. Every instruction set gives the reference's
+// bits (float_parity_test.cc), so the fastest present one is used here.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -21,8 +22,10 @@ class Sampling : public ::testing::Test {
   StatusCode Run(const std::vector<float>& logits, const SampleRow& row, SampledToken* token) {
     const auto n = static_cast<int32_t>(logits.size());
     std::vector<SampledToken> results;
-    const Status status = ops_.sample(
-        rig_.context, {.logits = {logits.data(), 1, n, n}, .vocab_size = n, .rows = {&row, 1}, .results = &results});
+    const Status status = ops_.sample(rig_.context, {.logits = {logits.data(), 1, n, n},
+                                                     .vocab_size = n,
+                                                     .rows = {&row, 1},
+                                                     .results = &results});
     if (status.ok()) *token = results.at(0);
     return status.code();
   }
@@ -41,7 +44,8 @@ class Sampling : public ::testing::Test {
     return histogram;
   }
   // The drawn frequencies against expected masses (summing to 1); nothing outside them is drawn.
-  void ExpectDistribution(const std::vector<float>& logits, const SampleRow& row, const std::map<int32_t, double>& masses) {
+  void ExpectDistribution(const std::vector<float>& logits, const SampleRow& row,
+                          const std::map<int32_t, double>& masses) {
     constexpr int kDraws = 4000;
     double chi_square = 0;
     int seen = 0;
@@ -61,10 +65,13 @@ class Sampling : public ::testing::Test {
 };
 
 // Softmax of logits / temperature over `ids`.
-std::map<int32_t, double> Masses(const std::vector<float>& logits, double temperature, const std::vector<int32_t>& ids) {
+std::map<int32_t, double> Masses(const std::vector<float>& logits, double temperature,
+                                 const std::vector<int32_t>& ids) {
   std::map<int32_t, double> masses;
   double total = 0;
-  for (const int32_t id : ids) total += masses[id] = std::exp(static_cast<double>(logits[static_cast<size_t>(id)]) / temperature);
+  for (const int32_t id : ids)
+    total += masses[id] =
+        std::exp(static_cast<double>(logits[static_cast<size_t>(id)]) / temperature);
   for (auto& [id, mass] : masses) mass /= total;
   return masses;
 }
@@ -79,7 +86,8 @@ const std::vector<float> kSkewed = {2.0f, 1.0f, 0.0f, 1.5f, -1.0f, 0.5f, 0.25f, 
 
 TEST_F(Sampling, FollowsSoftmaxAtAnyTemperature) {
   for (const float temperature : {0.5f, 1.0f, 2.0f}) {
-    ExpectDistribution(kSkewed, {.temperature = temperature, .seed = 11}, Masses(kSkewed, static_cast<double>(temperature), Range(10)));
+    ExpectDistribution(kSkewed, {.temperature = temperature, .seed = 11},
+                       Masses(kSkewed, static_cast<double>(temperature), Range(10)));
   }
   const std::vector<float> wide = RandomFloats(150, 4);
   ExpectDistribution(wide, {.seed = 12}, Masses(wide, 1, Range(150)));
@@ -95,9 +103,11 @@ TEST_F(Sampling, TopKKeepsTheMostLikelyAndLowestIds) {
 
 TEST_F(Sampling, TopPIsTheSmallestSetThatReachesTheMass) {
   std::vector<float> logits(8, -INFINITY);  // masses 0.5, 0.25, 0.125, 0.125
-  logits[5] = std::log(0.5f), logits[1] = std::log(0.25f), logits[6] = std::log(0.125f), logits[2] = std::log(0.125f);
+  logits[5] = std::log(0.5f), logits[1] = std::log(0.25f), logits[6] = std::log(0.125f),
+  logits[2] = std::log(0.125f);
   ExpectDistribution(logits, {.top_p = 0.74f, .seed = 1}, {{5, 2.0 / 3}, {1, 1.0 / 3}});
-  ExpectDistribution(logits, {.top_p = 0.8f, .seed = 1}, {{5, 0.5 / 0.875}, {1, 0.25 / 0.875}, {2, 0.125 / 0.875}});
+  ExpectDistribution(logits, {.top_p = 0.8f, .seed = 1},
+                     {{5, 0.5 / 0.875}, {1, 0.25 / 0.875}, {2, 0.125 / 0.875}});
   EXPECT_EQ(Histogram(logits, {.top_p = 0.4f}, 30).at(5), 30);
   // After top_k the masses are those of what is left: 0.5 of 0.75 reaches 0.6.
   EXPECT_EQ(Histogram(logits, {.top_k = 2, .top_p = 0.6f}, 30).at(5), 30);
@@ -107,11 +117,14 @@ TEST_F(Sampling, TopPIsTheSmallestSetThatReachesTheMass) {
 TEST_F(Sampling, TopPOfAFlatVocabularyKeepsTheRightSet) {
   const std::vector<float> logits = RandomFloats(5000, 9, 0.3f);
   std::vector<int32_t> order = Range(5000);
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)]; });
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+  });
   double total = 0, mass = 0;
   for (const float x : logits) total += std::exp(static_cast<double>(x));
   size_t kept = 0;
-  while (mass < 0.7 * total) mass += std::exp(static_cast<double>(logits[static_cast<size_t>(order[kept++])]));
+  while (mass < 0.7 * total)
+    mass += std::exp(static_cast<double>(logits[static_cast<size_t>(order[kept++])]));
   const float cut = logits[static_cast<size_t>(order[kept + 1])];  // one id of slack for rounding
   std::map<int32_t, int> drawn = Histogram(logits, {.top_p = 0.7f, .seed = 2}, 600);
   for (const auto& [id, count] : drawn) EXPECT_GE(logits[static_cast<size_t>(id)], cut);
@@ -140,8 +153,10 @@ TEST_F(Sampling, PenaltiesBiasAndBans) {
   };
   EXPECT_EQ(greedy({}), 0);
   EXPECT_EQ(greedy({.repetition_penalty = 1.1f, .prompt_ids = prompt}), 1) << "4 / 1.1 < 3.9";
-  EXPECT_EQ(greedy({.repetition_penalty = 1.4f, .prompt_ids = prompt, .output_ids = output}), 3) << "once per id";
-  EXPECT_EQ(greedy({.repetition_penalty = 1.1f, .prompt_ids = prompt, .output_ids = output}), 0) << "4 / 1.1 > 3.9 / 1.1";
+  EXPECT_EQ(greedy({.repetition_penalty = 1.4f, .prompt_ids = prompt, .output_ids = output}), 3)
+      << "once per id";
+  EXPECT_EQ(greedy({.repetition_penalty = 1.1f, .prompt_ids = prompt, .output_ids = output}), 0)
+      << "4 / 1.1 > 3.9 / 1.1";
   EXPECT_EQ(greedy({.presence_penalty = 5, .prompt_ids = prompt}), 0) << "only the output counts";
   const std::vector<float> close = {4.0f, 4.25f, -9.0f};
   SampleRow row{.temperature = 0, .presence_penalty = 0.2f, .output_ids = output};
@@ -153,10 +168,14 @@ TEST_F(Sampling, PenaltiesBiasAndBans) {
   EXPECT_EQ(greedy({.bias_ids = bias_ids, .bias_values = bias}), 2) << "biases of one id add up";
   const std::vector<int32_t> first_two = {0, 1};
   EXPECT_EQ(greedy({.bias_ids = first_two, .bias_values = down}), 3);
-  EXPECT_EQ(greedy({.bias_ids = bias_ids, .bias_values = bias, .banned_ids = bias_ids}), 0) << "a ban beats a bias";
+  EXPECT_EQ(greedy({.bias_ids = bias_ids, .bias_values = bias, .banned_ids = bias_ids}), 0)
+      << "a ban beats a bias";
   const std::vector<float> negative = {-1.0f, -1.05f};
-  EXPECT_EQ(Draw(negative, {.temperature = 0, .repetition_penalty = 1.2f, .prompt_ids = prompt}).id, 1) << "multiplied if negative";
-  ExpectDistribution(kSkewed, {.banned_ids = first_two, .seed = 3}, Masses(kSkewed, 1, {2, 3, 4, 5, 6, 7, 8, 9}));
+  EXPECT_EQ(Draw(negative, {.temperature = 0, .repetition_penalty = 1.2f, .prompt_ids = prompt}).id,
+            1)
+      << "multiplied if negative";
+  ExpectDistribution(kSkewed, {.banned_ids = first_two, .seed = 3},
+                     Masses(kSkewed, 1, {2, 3, 4, 5, 6, 7, 8, 9}));
 }
 
 TEST_F(Sampling, SeedPositionAndCandidateDecideTheDraw) {
@@ -164,8 +183,11 @@ TEST_F(Sampling, SeedPositionAndCandidateDecideTheDraw) {
   const SampleRow row{.seed = 123, .candidate = 1, .position = 40};
   const int32_t id = Draw(flat, row).id;
   EXPECT_EQ(Draw(flat, row).id, id);
-  for (SampleRow other : {SampleRow{.seed = 124, .candidate = 1, .position = 40}, SampleRow{.seed = 123, .candidate = 2, .position = 40},
-                          SampleRow{.seed = 123, .candidate = 1, .position = 41}, SampleRow{.seed = 123 + (uint64_t{1} << 40), .candidate = 1, .position = 40}}) {
+  for (SampleRow other :
+       {SampleRow{.seed = 124, .candidate = 1, .position = 40},
+        SampleRow{.seed = 123, .candidate = 2, .position = 40},
+        SampleRow{.seed = 123, .candidate = 1, .position = 41},
+        SampleRow{.seed = 123 + (uint64_t{1} << 40), .candidate = 1, .position = 40}}) {
     EXPECT_NE(Draw(flat, other).id, id);
   }
 }
@@ -175,8 +197,10 @@ TEST_F(Sampling, LogprobsAreTheRawLogSoftmax) {
   double total = 0;
   for (const float x : logits) total += std::exp(static_cast<double>(x));
   const std::vector<int32_t> banned = {0, 1, 2};
-  const SampledToken token = Draw(logits, {.temperature = 0.3f, .banned_ids = banned, .seed = 5, .logprobs = 777});
-  EXPECT_NEAR(static_cast<double>(token.logprob), static_cast<double>(logits[static_cast<size_t>(token.id)]) - std::log(total), 2e-6);
+  const SampledToken token =
+      Draw(logits, {.temperature = 0.3f, .banned_ids = banned, .seed = 5, .logprobs = 777});
+  EXPECT_NEAR(static_cast<double>(token.logprob),
+              static_cast<double>(logits[static_cast<size_t>(token.id)]) - std::log(total), 2e-6);
   ASSERT_EQ(token.top.size(), 777u);
   double sum = 0;
   for (size_t i = 0; i < token.top.size(); ++i) {
