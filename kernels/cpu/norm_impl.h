@@ -60,7 +60,7 @@ void NormRow(const float* x, const float* gain, float epsilon, int64_t n, float*
 }
 
 template <class V>
-typename V::F Silu(typename V::F gate, typename V::F up) {
+[[gnu::always_inline]] inline typename V::F Silu(typename V::F gate, typename V::F up) {
   const auto negated = V::Mul(gate, V::Set(-1.0f));
   return V::Mul(V::Div(gate, V::Add(V::Set(1.0f), VecExp<V>(negated))), up);
 }
