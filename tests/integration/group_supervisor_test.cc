@@ -229,6 +229,13 @@ TEST_F(TwoNodesTest, AStoppedSupervisorEndsTheOtherNode) {
   ExpectGone(pids_);
 }
 
+TEST(TwoNodes, AnAddressOfAnotherMachineIsSaidAndMayBeInterrupted) {
+  GroupProcess group(NodeCommand(0, "192.0.2.1:7000"));  // reserved for documentation
+  ASSERT_TRUE(group.WaitsUntilItSays("cannot listen on 192.0.2.1:7000"));
+  group.Signal(SIGTERM);
+  EXPECT_EQ(group.ExitStatus(), 0);
+}
+
 TEST(TwoNodes, AWrongSecretOrConfigurationIsRefused) {
   const std::string rendezvous = FreeAddress();
   GroupProcess first(NodeCommand(0, rendezvous));

@@ -29,6 +29,8 @@ constexpr Duration kTick = std::chrono::milliseconds(100);
 // A turn of the loop counts as at most this much silence of others: when this process itself was
 // stopped or starved, the signs of life it missed were not missing.
 constexpr Duration kMaxTurn = std::chrono::milliseconds(500);
+constexpr Duration kListenPatience = std::chrono::seconds(60);
+constexpr Duration kListenPause = std::chrono::seconds(2);
 constexpr Duration kJudgeDelay = std::chrono::milliseconds(200);
 constexpr Duration kReapTimeout = std::chrono::seconds(10);
 constexpr Duration kWarnEvery = std::chrono::seconds(60);
@@ -92,10 +94,8 @@ class Supervisor {
     rendezvous.config_hash = options_.config_hash;
     rendezvous.node_timeout = options_.node_timeout;
     node_done_.resize(static_cast<size_t>(options_.nodes));
-    ASSIGN_OR_RETURN(server_, RendezvousServer::Create(
-                                  &loop_, rendezvous, [this](int node, const NodeMessage& message) {
-                                    OnNode(node, message);
-                                  }));
+    RETURN_IF_ERROR(ServeRendezvous(rendezvous));
+    if (exit_code_) return absl::OkStatus();
     const TimePoint deadline = Now() + options_.join_timeout;
     if (several()) {
       LOG_INFO("waiting for {} other nodes at {}", options_.nodes - 1,
@@ -112,6 +112,25 @@ class Supervisor {
       server_->SendToNodes({NodeMessage::Type::kStart, ""});
     }
     return absl::OkStatus();
+  }
+
+  // The name of this node may not resolve at once where names come with the process (Kubernetes),
+  // so several nodes are worth some patience.
+  absl::Status ServeRendezvous(const RendezvousOptions& rendezvous) {
+    const TimePoint deadline = Now() + (several() ? kListenPatience : Duration(0));
+    while (true) {
+      auto server = RendezvousServer::Create(
+          &loop_, rendezvous,
+          [this](int node, const NodeMessage& message) { OnNode(node, message); });
+      if (server.ok()) {
+        server_ = *std::move(server);
+        return absl::OkStatus();
+      }
+      if (Now() >= deadline || exit_code_) return server.status();
+      LOG_WARN("{}", std::string(server.status().message()));
+      const TimePoint next = Now() + kListenPause;
+      while (Now() < next && !exit_code_) loop_.RunOnce(kTick);
+    }
   }
 
   absl::Status GatherAsOther() {
