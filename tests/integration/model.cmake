@@ -8,3 +8,6 @@ qserve_test(model_schedule_test
 qserve_test(model_parallel_test
   SOURCES model_parallel_test.cc
   DEPS fakes_random_model worker_exec LABELS integration)
+qserve_test(model_step_test
+  SOURCES model_step_test.cc
+  DEPS fakes_random_model worker_exec LABELS integration)

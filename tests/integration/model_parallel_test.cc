@@ -68,9 +68,33 @@ struct Outcome {
   std::vector<int64_t> checkpoint_bytes;
 };
 
+// Hears another digest than the leader said.
+class MishearingGroup final : public worker::comm::HostGroup {
+ public:
+  explicit MishearingGroup(worker::comm::HostGroup& inner) : inner_(inner) {}
+  int rank() const override { return inner_.rank(); }
+  int size() const override { return inner_.size(); }
+  absl::Status Broadcast(const std::string& bytes) override { return inner_.Broadcast(bytes); }
+  absl::StatusOr<std::string> ReceiveBroadcast() override {
+    ASSIGN_OR_RETURN(const std::string bytes, inner_.ReceiveBroadcast());
+    ASSIGN_OR_RETURN(plan::StepPlan heard, plan::Decode(bytes));
+    heard.committed_digest ^= 1;
+    return plan::Encode(heard);
+  }
+  absl::StatusOr<std::vector<std::string>> Gather(const std::string& bytes) override {
+    return inner_.Gather(bytes);
+  }
+  absl::Status Barrier() override { return inner_.Barrier(); }
+  void Abort() override { inner_.Abort(); }
+
+ private:
+  worker::comm::HostGroup& inner_;
+};
+
 // A whole group: rank 0 drives, the others follow. `change` may spoil one rank's options,
 // `digest_error` the leader's plans.
 Outcome RunGroup(const ExecutorOptions& base, const Schedule& schedule, uint64_t digest_error = 0,
+                 bool mishear = false,
                  const std::function<void(int rank, ExecutorOptions&)>& change = {}) {
   const int size = base.tensor_parallel_size;
   worker::comm::ThreadHub hub(size);
@@ -94,7 +118,10 @@ Outcome RunGroup(const ExecutorOptions& base, const Schedule& schedule, uint64_t
     outcome.checkpoint_bytes[static_cast<size_t>(index)] = (*rank)->description().checkpoint_bytes;
     ModelExecutor executor(**rank, [&group] { group.Abort(); });
     if (index != 0) {
-      outcome.followers[static_cast<size_t>(index)] = worker::exec::RunFollower(group, executor);
+      MishearingGroup mishearing(group);
+      outcome.followers[static_cast<size_t>(index)] =
+          mishear ? worker::exec::RunFollower(mishearing, executor)
+                  : worker::exec::RunFollower(group, executor);
       return;
     }
     BroadcastingExecutor leader(executor, group);
@@ -167,11 +194,18 @@ TEST(ModelParallel, OtherCommittedTokensEndTheGroup) {
   EXPECT_THAT(std::string(outcome.followers[1].message()), HasSubstr("rank 1"));
 }
 
+TEST(ModelParallel, OneRankThatDisagreesEndsTheOthersInTheMiddleOfTheirStep) {
+  const Outcome outcome = RunGroup(Options(2, LoadQuantization::kRtnGroup128), {.budget = 64},
+                                   /*digest_error=*/0, /*mishear=*/true);
+  EXPECT_EQ(outcome.followers[1].code(), absl::StatusCode::kDataLoss) << outcome.followers[1];
+  EXPECT_FALSE(outcome.drawn.ok());
+}
+
 TEST(ModelParallel, DifferentOptionsAreRefusedOnEveryRank) {
-  const Outcome outcome =
-      RunGroup(Options(2, LoadQuantization::kNone), {}, 0, [](int rank, ExecutorOptions& options) {
-        if (rank == 1) options.max_num_seqs = 9;
-      });
+  const Outcome outcome = RunGroup(Options(2, LoadQuantization::kNone), {}, 0, false,
+                                   [](int rank, ExecutorOptions& options) {
+                                     if (rank == 1) options.max_num_seqs = 9;
+                                   });
   for (const absl::Status& status : outcome.created) {
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
   }

@@ -86,6 +86,7 @@ void ModelExecutor::Loop() {
     changed_.notify_all();
     if (!failure_.ok()) {
       lock.unlock();
+      rank_.communicator().Abort();  // other ranks may be in the middle of the step
       if (on_failure_) on_failure_();
       return;
     }

@@ -20,9 +20,10 @@ namespace qserve::worker::exec {
 
 class ModelExecutor final : public StepExecutor {
  public:
-  // `rank` must outlive the executor, whose thread is its only user from now on. `on_failure` is
-  // called once, on that thread, when a step fails: it must make whoever waits for something else
-  // (the next plan) come and see.
+  // `rank` must outlive the executor, whose thread is its only user from now on. When a step fails
+  // the group's collectives are aborted, so that no rank waits for this one, and `on_failure` is
+  // called once, on that thread: it must make whoever waits for something else (the next plan) come
+  // and see.
   explicit ModelExecutor(Rank& rank, std::function<void()> on_failure = {});
   // Aborts the group's collectives if a step is still running.
   ~ModelExecutor() override;

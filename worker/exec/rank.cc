@@ -156,7 +156,15 @@ class Rank::Builder {
     const int64_t wanted =
         options_.max_model_len > 0 ? options_.max_model_len : std::min(most, held);
     rank_->limits_.max_model_len = static_cast<int32_t>(std::min<int64_t>(wanted, INT32_MAX));
-    return absl::OkStatus();
+    return CheckCapacity(blocks);  // before the weights are read for nothing
+  }
+
+  absl::Status CheckCapacity(int64_t blocks) const {
+    const int64_t held = blocks * plan::kBlockTokens;
+    if (held >= std::max(rank_->limits_.max_model_len, 1)) return absl::OkStatus();
+    return absl::ResourceExhaustedError(fmt::format(
+        "the KV cache holds {} tokens, fewer than max-model-len {}: give more kv-cache-memory",
+        held, rank_->limits_.max_model_len));
   }
 
   absl::Status MakeModel(model::ModelWeights weights) {
@@ -185,12 +193,7 @@ class Rank::Builder {
   absl::Status MakeKvCache() {
     ExecutorLimits& limits = rank_->limits_;
     ASSIGN_OR_RETURN(const int64_t blocks, BlocksThatFit());
-    const int64_t needed = (limits.max_model_len + plan::kBlockTokens - 1) / plan::kBlockTokens;
-    if (blocks < std::max<int64_t>(needed, 1)) {
-      return absl::ResourceExhaustedError(fmt::format(
-          "the KV cache holds {} tokens, fewer than max-model-len {}: give more kv-cache-memory",
-          blocks * plan::kBlockTokens, limits.max_model_len));
-    }
+    RETURN_IF_ERROR(CheckCapacity(blocks));  // a device may have less left by now
     limits.blocks = static_cast<int32_t>(blocks);
     ASSIGN_OR_RETURN(rank_->kv_cache_,
                      KvCache::Create(*rank_->backend_, kv_shapes_, limits.blocks));
