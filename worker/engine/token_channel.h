@@ -14,7 +14,9 @@ namespace qserve::worker::engine {
 class TokenChannel {
  public:
   // `on_ready` is called (from the pushing thread, without locks held, must not block) when the
-  // channel goes from empty to not empty. Set before the request is submitted.
+  // channel goes from empty to not empty. A reader may take an event before the call that announces
+  // it: the call can come late, so what it captures must live as long as the channel. Set before
+  // the request is submitted.
   explicit TokenChannel(std::function<void()> on_ready);
 
   void Push(TokenEvent event);        // engine thread

@@ -27,10 +27,11 @@ class BlockingClient {
 
   std::vector<TokenEvent> Wait() {
     std::vector<TokenEvent> all;
-    std::unique_lock lock(mutex_);
+    std::unique_lock lock(state_->mutex);
     while (open_ > 0) {
-      EXPECT_TRUE(ready_.wait_for(lock, std::chrono::seconds(60), [this] { return signalled_; }));
-      signalled_ = false;
+      EXPECT_TRUE(state_->ready.wait_for(lock, std::chrono::seconds(60),
+                                         [this] { return state_->signalled; }));
+      state_->signalled = false;
       for (TokenEvent& event : channel_->TakeAll()) {
         if (event.finish != FinishReason::kNone) --open_;
         all.push_back(std::move(event));
@@ -40,19 +41,25 @@ class BlockingClient {
   }
 
  private:
-  void Signal() {
-    {
-      const std::lock_guard lock(mutex_);
-      signalled_ = true;
-    }
-    ready_.notify_one();
-  }
+  // Owned by the callback as well: it may be called after its event has been taken.
+  struct State {
+    std::mutex mutex;
+    std::condition_variable ready;
+    bool signalled = false;  // guarded by mutex
 
-  std::mutex mutex_;
-  std::condition_variable ready_;
-  bool signalled_ = false;  // guarded by mutex_
+    void Signal() {
+      {
+        const std::lock_guard lock(mutex);
+        signalled = true;
+      }
+      ready.notify_one();
+    }
+  };
+
   int32_t open_;
-  std::shared_ptr<TokenChannel> channel_ = std::make_shared<TokenChannel>([this] { Signal(); });
+  std::shared_ptr<State> state_ = std::make_shared<State>();
+  std::shared_ptr<TokenChannel> channel_ =
+      std::make_shared<TokenChannel>([state = state_] { state->Signal(); });
 };
 
 // An engine that runs in a thread until it is stopped.
