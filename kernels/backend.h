@@ -1,10 +1,13 @@
-// The device interface: memory, about eight operations and step recording. worker/model is written against it once; kernels/cpu,
-// kernels/cuda and kernels/no_cuda implement it; kernels/device_factory chooses.
+// The device interface: memory, about eight operations and step recording. worker/model is written
+// against it once; kernels/cpu, kernels/cuda and kernels/no_cuda implement it;
+// kernels/device_factory chooses.
 //
-// Threads: one thread at a time uses a Backend (the executor's). Operations run in the order of their calls, possibly after the
-// call has returned (a stream); Synchronize waits. Errors: operations return void; the first failure is latched, later ones do
-// nothing, and Run returns it. Zero rows are legal everywhere and do nothing. All pointers in arguments are device memory of this
-// backend unless said otherwise; host structs are read during the call only. Call through kernels/ops.h, which checks shapes.
+// Threads: one thread at a time uses a Backend (the executor's). Operations run in the order of
+// their calls, possibly after the call has returned (a stream); Synchronize waits. Errors:
+// operations return void; the first failure is latched, later ones do nothing, and Run returns it.
+// Zero rows are legal everywhere and do nothing. All pointers in arguments are device memory of
+// this backend unless said otherwise; host structs are read during the call only. Call through
+// kernels/ops.h, which checks shapes.
 #pragma once
 
 #include <cstdint>
@@ -23,11 +26,13 @@ namespace qserve::kernels {
 
 class Backend;
 
-// Owns device memory of a backend, which must outlive it. Zeroed at allocation; aligned to 64 bytes at least.
+// Owns device memory of a backend, which must outlive it. Zeroed at allocation; aligned to 64 bytes
+// at least.
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Backend* backend, void* data, int64_t bytes) : backend_(backend), data_(data), bytes_(bytes) {}
+  Buffer(Backend* backend, void* data, int64_t bytes)
+      : backend_(backend), data_(data), bytes_(bytes) {}
   Buffer(Buffer&& other) noexcept { Swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     Swap(other);
@@ -52,7 +57,8 @@ class Buffer {
   int64_t bytes_ = 0;
 };
 
-// A linear's weights in this backend's own order. Made by Backend::Pack, read only by the same backend.
+// A linear's weights in this backend's own order. Made by Backend::Pack, read only by the same
+// backend.
 class PackedLinear {
  public:
   virtual ~PackedLinear() = default;
@@ -63,8 +69,8 @@ class PackedLinear {
   int64_t bytes = 0;  // device memory it holds
 };
 
-// Rows of a lookup table [vocabulary slice, hidden], floating point. Ids outside [first_id, first_id + rows) give zeros: the other
-// tensor-parallel ranks have them.
+// Rows of a lookup table [vocabulary slice, hidden], floating point. Ids outside [first_id,
+// first_id + rows) give zeros: the other tensor-parallel ranks have them.
 struct EmbeddingTable {
   const void* data = nullptr;
   FloatType type = FloatType::kF16;
@@ -75,34 +81,37 @@ struct EmbeddingTable {
 
 struct EmbedArgs {
   EmbeddingTable table;
-  std::span<const int32_t> token_ids;  // host; >= 0: the id; < 0: ~slot, the id last sampled for that slot (device-side feedback)
-  const int32_t* sampled_ids = nullptr;  // [slots], written by Sample or by a broadcast from the rank that samples
-  Matrix<float> out;                     // [tokens, hidden]
+  std::span<const int32_t> token_ids;  // host; >= 0: the id; < 0: ~slot, the id last sampled for
+                                       // that slot (device-side feedback)
+  const int32_t* sampled_ids =
+      nullptr;        // [slots], written by Sample or by a broadcast from the rank that samples
+  Matrix<float> out;  // [tokens, hidden]
 };
 
-// residual[r] += delta[r] (skipped when delta.data is null), then out row i = residual[row_i] / rms(residual[row_i]) * gain, where
-// rms(x) = sqrt(mean(x^2) + epsilon), without subtracting a mean. row_i = rows[i], or i when `rows` is empty (all rows). With
-// `rows` given, the residual update still covers all rows.
+// residual[r] += delta[r] (skipped when delta.data is null), then out row i = residual[row_i] /
+// rms(residual[row_i]) * gain, where rms(x) = sqrt(mean(x^2) + epsilon), without subtracting a
+// mean. row_i = rows[i], or i when `rows` is empty (all rows). With `rows` given, the residual
+// update still covers all rows.
 struct NormArgs {
-  Matrix<float> residual;        // in and out, [tokens, hidden]
-  Matrix<const float> delta;     // [tokens, hidden] or null
-  const float* gain = nullptr;   // [hidden]
+  Matrix<float> residual;       // in and out, [tokens, hidden]
+  Matrix<const float> delta;    // [tokens, hidden] or null
+  const float* gain = nullptr;  // [hidden]
   float epsilon = 0;
   std::span<const int32_t> rows;  // host
   Activation out;
 };
 
-// out[m][n] = epilogue of sum_k x[m][k] * W[n][k], plus bias. kW4PerChannel: scale_x[m] * (scale[n] * float(acc) -
-// scaled_zero[n] * float(row_sum[m])); kW4Group128 and kW8: scale_x[m] * (scale[n] * float(acc)); acc exact in int32. fp32, no
-// contraction, bias added last.
+// out[m][n] = epilogue of sum_k x[m][k] * W[n][k], plus bias. kW4PerChannel: scale_x[m] * (scale[n]
+// * float(acc) - scaled_zero[n] * float(row_sum[m])); kW4Group128 and kW8: scale_x[m] * (scale[n] *
+// float(acc)); acc exact in int32. fp32, no contraction, bias added last.
 struct LinearArgs {
   const PackedLinear* weight = nullptr;
   Activation x;       // x.q for int8 formats, x.f32 for floating-point ones
   Matrix<float> out;  // [tokens, n]
 };
 
-// One layer's keys and values: `pages` pages of kKvPageTokens tokens each. The byte layout inside a page is the backend's own;
-// KvPageBytes says its size.
+// One layer's keys and values: `pages` pages of kKvPageTokens tokens each. The byte layout inside a
+// page is the backend's own; KvPageBytes says its size.
 struct KvLayer {
   void* pages = nullptr;  // keys and values of page p lie at pages + p * page_bytes
   int64_t page_bytes = 0;
@@ -112,11 +121,13 @@ struct KvShape {
   int kv_heads = 0;  // of this rank
   int head_dim = 0;
 };
-// Bytes of one page of one layer, keys and values: 2 * kv_heads * kKvPageTokens * (head_dim * bits / 8 + 4 if quantized).
+// Bytes of one page of one layer, keys and values: 2 * kv_heads * kKvPageTokens * (head_dim * bits
+// / 8 + 4 if quantized).
 int64_t KvPageBytes(const KvShape& shape);
 
-// Consecutive rows of the step that belong to one sequence: rows [first_row, first_row + row_count) are its tokens at positions
-// [first_position, ...). block_table: page of each 64 positions, host memory, covering every position up to the last row's.
+// Consecutive rows of the step that belong to one sequence: rows [first_row, first_row + row_count)
+// are its tokens at positions [first_position, ...). block_table: page of each 64 positions, host
+// memory, covering every position up to the last row's.
 struct SequenceSpan {
   int64_t first_row = 0;
   int64_t row_count = 0;
@@ -124,13 +135,16 @@ struct SequenceSpan {
   std::span<const int32_t> block_table;
 };
 
-// Per row: optional RMS norm of each q and k head (Qwen3), rotation of q (in place) and k by the row's position (halves form: channel
-// i pairs with i + head_dim / 2), then k and v are quantized and stored in their page. Each k and v is written once.
+// Per row: optional RMS norm of each q and k head (Qwen3), rotation of q (in place) and k by the
+// row's position (halves form: channel i pairs with i + head_dim / 2), then k and v are quantized
+// and stored in their page. Each k and v is written once.
 struct RopeAppendArgs {
-  Matrix<float> qkv;  // [tokens, (heads + 2 kv_heads) * head_dim], q|k|v; q is rotated in place, k and v are left undefined
+  Matrix<float> qkv;  // [tokens, (heads + 2 kv_heads) * head_dim], q|k|v; q is rotated in place, k
+                      // and v are left undefined
   int heads = 0;
   KvShape kv;
-  const float* cos_sin = nullptr;  // [positions, head_dim]: head_dim / 2 cosines, then as many sines (scaling factors folded in)
+  const float* cos_sin = nullptr;  // [positions, head_dim]: head_dim / 2 cosines, then as many
+                                   // sines (scaling factors folded in)
   const float* q_gain = nullptr;   // [head_dim] or null
   const float* k_gain = nullptr;
   float qk_epsilon = 0;
@@ -138,11 +152,13 @@ struct RopeAppendArgs {
   KvLayer layer;
 };
 
-// Causal attention of each row over its sequence's stored keys and values (its own included), softmax in fp32, scaled by `scale`.
-// sliding_window > 0: a row at position p sees positions > p - sliding_window only. q head h reads kv head h / (heads / kv_heads).
-// A row's bits depend on its q and the stored pages alone: tiles of 64 positions, chunks of 256, merged in order.
+// Causal attention of each row over its sequence's stored keys and values (its own included),
+// softmax in fp32, scaled by `scale`. sliding_window > 0: a row at position p sees positions > p -
+// sliding_window only. q head h reads kv head h / (heads / kv_heads). A row's bits depend on its q
+// and the stored pages alone: tiles of 64 positions, chunks of 256, merged in order.
 struct AttentionArgs {
-  Matrix<const float> q;  // [tokens, heads * head_dim], rotated; may be the q columns of a wider matrix
+  Matrix<const float>
+      q;  // [tokens, heads * head_dim], rotated; may be the q columns of a wider matrix
   int heads = 0;
   KvShape kv;
   float scale = 0;
@@ -160,23 +176,24 @@ struct SiluMulArgs {
 
 // How one row's next token is drawn. All of it is host memory, read during the call.
 struct SampleRow {
-  int32_t slot = 0;           // where the id is written
-  float temperature = 1;      // 0: greedy (lowest id among equals)
-  int32_t top_k = 0;          // 0: off
-  float top_p = 1;            // 1: off
-  float min_p = 0;            // 0: off
-  float repetition_penalty = 1;  // logits of every id in prompt or output: divided if positive, multiplied if negative
-  float presence_penalty = 0;    // subtracted once for every id in the output
-  float frequency_penalty = 0;   // subtracted for every occurrence in the output
+  int32_t slot = 0;       // where the id is written
+  float temperature = 1;  // 0: greedy (lowest id among equals)
+  int32_t top_k = 0;      // 0: off
+  float top_p = 1;        // 1: off
+  float min_p = 0;        // 0: off
+  float repetition_penalty =
+      1;  // logits of every id in prompt or output: divided if positive, multiplied if negative
+  float presence_penalty = 0;           // subtracted once for every id in the output
+  float frequency_penalty = 0;          // subtracted for every occurrence in the output
   std::span<const int32_t> prompt_ids;  // given only when a penalty needs them
   std::span<const int32_t> output_ids;
   std::span<const int32_t> bias_ids;  // logit_bias
   std::span<const float> bias_values;
   std::span<const int32_t> banned_ids;  // end-of-sequence ids while min_tokens is not reached
-  uint64_t seed = 0;       // Philox key
-  uint32_t candidate = 0;  // Philox counter: (vocabulary id / 4, position, candidate)
-  uint32_t position = 0;   // index of the token to be drawn, counted from the start of the prompt
-  int32_t logprobs = -1;   // -1: none; otherwise that many most likely ids besides the drawn one
+  uint64_t seed = 0;                    // Philox key
+  uint32_t candidate = 0;               // Philox counter: (vocabulary id / 4, position, candidate)
+  uint32_t position = 0;  // index of the token to be drawn, counted from the start of the prompt
+  int32_t logprobs = -1;  // -1: none; otherwise that many most likely ids besides the drawn one
 };
 
 struct TokenLogprob {
@@ -190,21 +207,25 @@ struct SampledToken {
   std::vector<TokenLogprob> top;  // most likely first, ties by lower id
 };
 
-// Draws a token for every row of `logits`. Order: raw log-probabilities are noted, then penalties, bias, bans, then temperature 0
-// takes the maximum, else logits / temperature, top_k, top_p (smallest set of most likely ids whose mass reaches top_p), min_p
-// (mass >= min_p * largest), and the draw is the largest of logit - log(-log(u)), u = UniformOpen(Philox) per vocabulary id (Gumbel-max), so that it does not
-// depend on how the vocabulary is cut. Ids >= vocab_size (padding) never win. NaN logits are a kDevice error of the step.
+// Draws a token for every row of `logits`. Order: raw log-probabilities are noted, then penalties,
+// bias, bans, then temperature 0 takes the maximum, else logits / temperature, top_k, top_p
+// (smallest set of most likely ids whose mass reaches top_p), min_p (mass >= min_p * largest), and
+// the draw is the largest of logit - log(-log(u)), u = UniformOpen(Philox) per vocabulary id
+// (Gumbel-max), so that it does not depend on how the vocabulary is cut. Ids >= vocab_size
+// (padding) never win. NaN logits are a kDevice error of the step.
 struct SampleArgs {
   Matrix<const float> logits;  // [rows, padded vocabulary]
   int32_t vocab_size = 0;
   std::span<const SampleRow> rows;
   int32_t* sampled_ids = nullptr;  // device [slots]
-  std::vector<SampledToken>* results = nullptr;  // host; one per row, valid after Synchronize or Run
+  std::vector<SampledToken>* results =
+      nullptr;  // host; one per row, valid after Synchronize or Run
 };
 
 struct DeviceInfo {
   std::string name;           // "AMD EPYC ..., 2 threads"
-  std::string kernel_family;  // what decides numerics beyond the weights: part of numerics_id. "cpu" for every CPU ISA
+  std::string kernel_family;  // what decides numerics beyond the weights: part of numerics_id.
+                              // "cpu" for every CPU ISA
   std::string isa;            // "reference", "avx2", ...; informative
   int64_t memory_bytes = 0;   // total
 };
@@ -218,7 +239,7 @@ class Backend {
   virtual StatusOr<Buffer> Allocate(int64_t bytes, std::string_view purpose) = 0;
   virtual void CopyToDevice(void* device, const void* host, int64_t bytes) = 0;
   virtual void CopyToHost(void* host, const void* device, int64_t bytes) = 0;  // waits
-  virtual int64_t AvailableMemory() const = 0;                                 // bytes still to be had
+  virtual int64_t AvailableMemory() const = 0;  // bytes still to be had
 
   // Reorders a validated weight for this backend's kernels; the argument may be freed afterwards.
   virtual StatusOr<std::unique_ptr<PackedLinear>> Pack(const LinearWeight& weight) = 0;
@@ -231,8 +252,8 @@ class Backend {
   virtual void SiluMul(const SiluMulArgs& args) = 0;
   virtual void Sample(const SampleArgs& args) = 0;
 
-  // Runs `step` (which calls operations), replaying a recording made under `key` where the device can; returns the first
-  // failure and clears it. key 0: never recorded.
+  // Runs `step` (which calls operations), replaying a recording made under `key` where the device
+  // can; returns the first failure and clears it. key 0: never recorded.
   virtual Status Run(uint64_t key, const std::function<void()>& step) = 0;
   virtual void Synchronize() = 0;
   // Latches a failure from outside (ops.h, a communicator in stream order). The first one stays.

@@ -1,4 +1,5 @@
-// The one place that names concrete backends. Used by worker/exec/rank.cc, quantizer, bench and tests.
+// The one place that names concrete backends. Used by worker/exec/rank.cc, quantizer, bench and
+// tests.
 #pragma once
 
 #include <memory>
@@ -13,7 +14,8 @@ struct DeviceOptions {
   std::string device = "auto";  // auto | cpu | cuda: auto takes a GPU where there is one
   int ordinal = 0;              // which GPU
   int threads = 0;              // CPU: threads of this rank, 0 = all cores
-  std::string cpu_isa = "auto";  // auto | reference | avx2 | avxvnni | avx512vnni; auto also reads QSERVE_CPU_ISA
+  std::string cpu_isa =
+      "auto";  // auto | reference | avx2 | avxvnni | avx512vnni; auto also reads QSERVE_CPU_ISA
 };
 
 // Unsupported, with what there is, when the device or ISA is absent.

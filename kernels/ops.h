@@ -1,5 +1,6 @@
-// The operations as worker/model calls them: shapes and formats are checked here, once for every backend, then the backend is
-// called. A violation is latched in the backend as InvalidArgument or Unsupported and nothing runs: callers need no checks.
+// The operations as worker/model calls them: shapes and formats are checked here, once for every
+// backend, then the backend is called. A violation is latched in the backend as InvalidArgument or
+// Unsupported and nothing runs: callers need no checks.
 #pragma once
 
 #include "kernels/backend.h"

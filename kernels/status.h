@@ -1,5 +1,5 @@
-// The outcome of a device operation. kernels/ builds with nothing but a compiler, so it has a status of its own; worker/exec turns
-// it into an absl::Status at the one place where the two meet.
+// The outcome of a device operation. kernels/ builds with nothing but a compiler, so it has a
+// status of its own; worker/exec turns it into an absl::Status at the one place where the two meet.
 #pragma once
 
 #include <optional>
@@ -15,7 +15,7 @@ enum class StatusCode {
   kInvalidArgument,  // shapes or formats that do not fit together
   kUnsupported,      // well formed, but this backend has no kernel for it
   kOutOfMemory,
-  kDevice,           // the device failed; the process must not go on using it
+  kDevice,  // the device failed; the process must not go on using it
 };
 
 class [[nodiscard]] Status {
@@ -31,15 +31,21 @@ class [[nodiscard]] Status {
   std::string message_;
 };
 
-inline Status InvalidArgument(std::string message) { return {StatusCode::kInvalidArgument, std::move(message)}; }
-inline Status Unsupported(std::string message) { return {StatusCode::kUnsupported, std::move(message)}; }
+inline Status InvalidArgument(std::string message) {
+  return {StatusCode::kInvalidArgument, std::move(message)};
+}
+inline Status Unsupported(std::string message) {
+  return {StatusCode::kUnsupported, std::move(message)};
+}
 
 // A value or the reason why there is none.
 template <class T>
 class [[nodiscard]] StatusOr {
  public:
-  StatusOr(T value) : value_(std::move(value)) {}           // NOLINT: implicit by intent, as absl::StatusOr
-  StatusOr(Status status) : status_(std::move(status)) { QSERVE_CHECK(!status_.ok()); }  // NOLINT: as above
+  StatusOr(T value) : value_(std::move(value)) {}  // NOLINT: implicit by intent, as absl::StatusOr
+  StatusOr(Status status) : status_(std::move(status)) {
+    QSERVE_CHECK(!status_.ok());
+  }  // NOLINT: as above
   bool ok() const { return status_.ok(); }
   const Status& status() const { return status_; }
   T& operator*() & { return *value_; }

@@ -1,5 +1,6 @@
-// Data types, matrices and activations: the nouns of the device interface. Plain structs over device memory that they do not
-// own; a host may fill them but only the backend that allocated the memory may follow their pointers.
+// Data types, matrices and activations: the nouns of the device interface. Plain structs over
+// device memory that they do not own; a host may fill them but only the backend that allocated the
+// memory may follow their pointers.
 #pragma once
 
 #include <cstddef>
@@ -12,23 +13,27 @@ enum class FloatType : uint8_t { kF32, kF16, kBf16 };
 
 // How a linear's weights are stored and multiplied.
 enum class WeightFormat : uint8_t {
-  kFloat,           // floating-point weights x fp32 activations, by a library: the full-precision baseline
+  kFloat,  // floating-point weights x fp32 activations, by a library: the full-precision baseline
   kHalfFixedOrder,  // fp16 weights x fp32 activations, our kernel, one fixed order over K (lm_head)
   kW8,              // int8 per-row symmetric weights x int8 activations, exact int32 (lm_head)
-  kW4PerChannel,    // QoQ "gchn": u4 codes, fp scale and scaled zero per row, x int8 activations, exact int32
-  kW4Group128,      // QoQ "g128": u4 codes, integer scale and offset per 128 columns, fp scale per row
+  kW4PerChannel,    // QoQ "gchn": u4 codes, fp scale and scaled zero per row, x int8 activations,
+                    // exact int32
+  kW4Group128,  // QoQ "g128": u4 codes, integer scale and offset per 128 columns, fp scale per row
 };
 // True if the format multiplies int8 activations (else fp32 ones).
 constexpr bool TakesInt8(WeightFormat format) {
-  return format == WeightFormat::kW8 || format == WeightFormat::kW4PerChannel || format == WeightFormat::kW4Group128;
+  return format == WeightFormat::kW8 || format == WeightFormat::kW4PerChannel ||
+         format == WeightFormat::kW4Group128;
 }
 
-// How keys and values are stored. kInt4 and kInt8: per token and kv head, codes with an fp16 scale and an fp16 minimum,
-// x' = code * scale + minimum (design "Arithmetic"). kF32 exists on the CPU only, for baselines.
+// How keys and values are stored. kInt4 and kInt8: per token and kv head, codes with an fp16 scale
+// and an fp16 minimum, x' = code * scale + minimum (design "Arithmetic"). kF32 exists on the CPU
+// only, for baselines.
 enum class KvFormat : uint8_t { kInt4, kInt8, kF16, kF32 };
 
-// Tokens of a KV page, and of an attention tile; positions are absolute. Attention restarts its running (max, sum, output)
-// every kAttentionChunkTokens positions and merges chunks in order, so that a row's bits depend on nothing but its inputs.
+// Tokens of a KV page, and of an attention tile; positions are absolute. Attention restarts its
+// running (max, sum, output) every kAttentionChunkTokens positions and merges chunks in order, so
+// that a row's bits depend on nothing but its inputs.
 inline constexpr int kKvPageTokens = 64;
 inline constexpr int kAttentionChunkTokens = 256;
 inline constexpr int kWeightGroup = 128;
@@ -43,15 +48,18 @@ struct Matrix {
   T* row(int64_t r) const { return data + r * stride; }
 };
 
-// What a producer (norm, SiLU*mul, attention) writes and a linear reads: `rows` tokens of `cols` features, either as floating
-// point or as int8 rows with a scale and an exact integer sum each. Whoever asks decides by the pointer that is not null; both
-// may be given (an observer wants the floats).
+// What a producer (norm, SiLU*mul, attention) writes and a linear reads: `rows` tokens of `cols`
+// features, either as floating point or as int8 rows with a scale and an exact integer sum each.
+// Whoever asks decides by the pointer that is not null; both may be given (an observer wants the
+// floats).
 //
-// int8 rows: element c of row r is q[r * q_stride + lead + c] = round_to_nearest_even(x[r][c] * (127 / amax_r)), amax_r the row's
-// largest magnitude; scale[r] = amax_r / 127 in fp32; an all-zero row has scale 0 and codes 0. row_sum[r] = sum_c q[r][c].
-// `lead` columns in front of each row and everything from lead + cols up to q_stride are zero, are allocated zeroed and are never written: they
-// align a tensor-parallel slice that starts inside a group of 128 columns with the groups of its weight (design "Slicing").
-// q_stride is a multiple of 128 (kWeightGroup); q is aligned to 64 bytes.
+// int8 rows: element c of row r is q[r * q_stride + lead + c] = round_to_nearest_even(x[r][c] *
+// (127 / amax_r)), amax_r the row's largest magnitude; scale[r] = amax_r / 127 in fp32; an all-zero
+// row has scale 0 and codes 0. row_sum[r] = sum_c q[r][c]. `lead` columns in front of each row and
+// everything from lead + cols up to q_stride are zero, are allocated zeroed and are never written:
+// they align a tensor-parallel slice that starts inside a group of 128 columns with the groups of
+// its weight (design "Slicing"). q_stride is a multiple of 128 (kWeightGroup); q is aligned to 64
+// bytes.
 struct Activation {
   int64_t rows = 0;
   int64_t cols = 0;

@@ -14,6 +14,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly SANITIZED_LABELS='unit|integration|sim'
 readonly TEST_JOBS="${QSERVE_TEST_JOBS:-2}"
+# Crates are compiled once for all build folders and clones of this user.
+export QSERVE_CARGO_TARGET_DIR="${QSERVE_CARGO_TARGET_DIR:-${QSERVE_TOOLS:-$HOME/.cache/qserve}/cargo}"
 
 say() { printf '\n[tests] %s\n' "$*"; }
 die() { printf '[tests] error: %s\n' "$*" >&2; exit 2; }

@@ -43,8 +43,9 @@ void Declare(cli::Options& options, Flags& flags) {
   options.Add("tensor-parallel-size", flags.tensor_parallel_size, "Ranks that share the model");
   options.Add("nodes", flags.nodes, "Hosts that the ranks are spread over");
   options.Add("node-rank", flags.node_rank, "This host's number, 0 to nodes - 1");
-  options.Add("rendezvous", flags.rendezvous,
-              "HOST:PORT on node 0 where the nodes meet (QSERVE_GROUP_SECRET must be set alike)");
+  options.Add(
+      "rendezvous", flags.rendezvous,
+      "HOST:PORT on node 0 where the nodes meet (QSERVE_RENDEZVOUS_SECRET must be set alike)");
   options.Add("listen", flags.listen, "Address to serve gRPC on");
   options.Add("metrics-listen", flags.metrics_listen,
               "Address of rank 0's Prometheus metrics, rank r: port + r; empty: none");

@@ -19,7 +19,7 @@ namespace {
 
 // The secret that several nodes share is taken from the environment only: command lines are seen by
 // everybody on a machine.
-constexpr const char* kSecretVariable = "QSERVE_GROUP_SECRET";
+constexpr const char* kSecretVariable = "QSERVE_RENDEZVOUS_SECRET";
 
 absl::StatusOr<group::GroupOptions> GroupOptionsOf(const Flags& flags) {
   auto executor = ExecutorOptionsOf(flags, 0);

@@ -1,5 +1,6 @@
-// What one CPU instruction set provides. CpuBackend holds one table, chosen at construction, and calls nothing else: there is one
-// table per ISA, `reference` being the oracle. Every entry of every table gives the same bits (tests/ops asserts it).
+// What one CPU instruction set provides. CpuBackend holds one table, chosen at construction, and
+// calls nothing else: there is one table per ISA, `reference` being the oracle. Every entry of
+// every table gives the same bits (tests/ops asserts it).
 #pragma once
 
 #include <memory>
@@ -9,8 +10,8 @@
 
 namespace qserve::kernels::cpu {
 
-// Scratch that lives as long as the backend and grows when needed, one block per thread and one shared; contents are undefined
-// between operations.
+// Scratch that lives as long as the backend and grows when needed, one block per thread and one
+// shared; contents are undefined between operations.
 class Workspace;
 
 struct OpContext {
@@ -22,7 +23,8 @@ struct OpContext {
 struct OpTable {
   const char* isa = nullptr;
   bool (*supported)() = nullptr;  // by this machine
-  StatusOr<std::unique_ptr<PackedLinear>> (*pack)(ThreadPool& pool, const LinearWeight& weight) = nullptr;
+  StatusOr<std::unique_ptr<PackedLinear>> (*pack)(ThreadPool& pool,
+                                                  const LinearWeight& weight) = nullptr;
   Status (*linear)(OpContext& context, const LinearArgs& args) = nullptr;
   Status (*embed)(OpContext& context, const EmbedArgs& args) = nullptr;
   Status (*norm)(OpContext& context, const NormArgs& args) = nullptr;
@@ -32,7 +34,8 @@ struct OpTable {
   Status (*sample)(OpContext& context, const SampleArgs& args) = nullptr;
 };
 
-// Best first; `reference` last. Those the compiler or architecture cannot build are absent from the list.
+// Best first; `reference` last. Those the compiler or architecture cannot build are absent from the
+// list.
 const std::vector<const OpTable*>& AllOpTables();
 
 }  // namespace qserve::kernels::cpu

@@ -1,6 +1,7 @@
-// The threads of one CPU backend. Work is cut the same way every time: `count` items into as many contiguous ranges as there are
-// threads, range t always on thread t, so that memory first touched by a thread stays near it. Which thread computes an item
-// never changes a bit of the result: items are independent, or combined in an order of their own.
+// The threads of one CPU backend. Work is cut the same way every time: `count` items into as many
+// contiguous ranges as there are threads, range t always on thread t, so that memory first touched
+// by a thread stays near it. Which thread computes an item never changes a bit of the result: items
+// are independent, or combined in an order of their own.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +20,11 @@ class ThreadPool {
 
   int size() const;
 
-  // Calls body(begin, end, thread) for every non-empty range and returns when all are done. Ranges start at multiples of `grain`.
-  // Not reentrant; one caller at a time. Waiting threads spin for some microseconds, then sleep.
-  void ParallelFor(int64_t count, int64_t grain, const std::function<void(int64_t begin, int64_t end, int thread)>& body);
+  // Calls body(begin, end, thread) for every non-empty range and returns when all are done. Ranges
+  // start at multiples of `grain`. Not reentrant; one caller at a time. Waiting threads spin for
+  // some microseconds, then sleep.
+  void ParallelFor(int64_t count, int64_t grain,
+                   const std::function<void(int64_t begin, int64_t end, int thread)>& body);
 
  private:
   struct Shared;

@@ -1,4 +1,5 @@
-// Scratch memory of a CPU backend: grows to what was asked for most and stays, so that a steady state allocates nothing.
+// Scratch memory of a CPU backend: grows to what was asked for most and stays, so that a steady
+// state allocates nothing.
 #pragma once
 
 #include <cstddef>
@@ -12,10 +13,13 @@ class Workspace {
  public:
   explicit Workspace(int threads) : per_thread_(static_cast<size_t>(threads)) {}
 
-  // At least `bytes` of memory aligned to 64 bytes, contents undefined; valid until the next call for the same block. Shared() is
-  // called outside ParallelFor only; PerThread(t) by thread t or outside.
+  // At least `bytes` of memory aligned to 64 bytes, contents undefined; valid until the next call
+  // for the same block. Shared() is called outside ParallelFor only; PerThread(t) by thread t or
+  // outside.
   void* Shared(size_t bytes) { return shared_.Reserve(bytes); }
-  void* PerThread(int thread, size_t bytes) { return per_thread_[static_cast<size_t>(thread)].Reserve(bytes); }
+  void* PerThread(int thread, size_t bytes) {
+    return per_thread_[static_cast<size_t>(thread)].Reserve(bytes);
+  }
 
  private:
   struct Release {

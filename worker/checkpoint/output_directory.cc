@@ -52,18 +52,21 @@ absl::Status CheckVacant(const fs::path& path) {
 
 }  // namespace
 
-absl::StatusOr<OutputFile> OutputFile::Create(const std::string& path) {
+absl::StatusOr<OutputFile> OutputFile::Create(const std::string& path, Durability durability) {
   const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (fd < 0) return ErrnoStatus(errno, fmt::format("cannot create {}", path));
-  return OutputFile(fd, path);
+  return OutputFile(fd, path, durability);
 }
 
 OutputFile::OutputFile(OutputFile&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)) {}
+    : fd_(std::exchange(other.fd_, -1)),
+      path_(std::move(other.path_)),
+      durability_(other.durability_) {}
 
 OutputFile& OutputFile::operator=(OutputFile&& other) noexcept {
   std::swap(fd_, other.fd_);
   std::swap(path_, other.path_);
+  std::swap(durability_, other.durability_);
   return *this;
 }
 
@@ -84,13 +87,14 @@ absl::Status OutputFile::Write(std::span<const std::byte> bytes) {
 
 absl::Status OutputFile::Close() {
   const int fd = std::exchange(fd_, -1);
-  int error = ::fsync(fd) != 0 ? errno : 0;
+  int error = durability_ == Durability::kSynced && ::fsync(fd) != 0 ? errno : 0;
   if (::close(fd) != 0 && error == 0) error = errno;
   if (error != 0) return ErrnoStatus(error, fmt::format("cannot write {}", path_));
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<OutputDirectory>> OutputDirectory::Create(const std::string& path) {
+absl::StatusOr<std::unique_ptr<OutputDirectory>> OutputDirectory::Create(const std::string& path,
+                                                                         Durability durability) {
   std::error_code error;
   fs::path target = fs::absolute(path, error).lexically_normal();
   if (!target.has_filename()) target = target.parent_path();  // a slash at the end
@@ -111,7 +115,7 @@ absl::StatusOr<std::unique_ptr<OutputDirectory>> OutputDirectory::Create(const s
         errno, fmt::format("cannot create a directory in {}", target.parent_path().string()));
   }
   return std::unique_ptr<OutputDirectory>(
-      new OutputDirectory(target.string(), std::move(temporary)));
+      new OutputDirectory(target.string(), std::move(temporary), durability));
 }
 
 OutputDirectory::~OutputDirectory() {
@@ -120,7 +124,8 @@ OutputDirectory::~OutputDirectory() {
 }
 
 absl::Status OutputDirectory::WriteFile(const std::string& name, const std::string& contents) {
-  ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(fmt::format("{}/{}", temporary_, name)));
+  ASSIGN_OR_RETURN(OutputFile file,
+                   OutputFile::Create(fmt::format("{}/{}", temporary_, name), durability_));
   RETURN_IF_ERROR(file.Write(std::as_bytes(std::span(contents))));
   return file.Close();
 }
@@ -128,7 +133,8 @@ absl::Status OutputDirectory::WriteFile(const std::string& name, const std::stri
 absl::Status OutputDirectory::CopyFile(const std::string& source) {
   ASSIGN_OR_RETURN(const MappedFile input, MappedFile::Open(source));
   const std::string name = fs::path(source).filename().string();
-  ASSIGN_OR_RETURN(OutputFile file, OutputFile::Create(fmt::format("{}/{}", temporary_, name)));
+  ASSIGN_OR_RETURN(OutputFile file,
+                   OutputFile::Create(fmt::format("{}/{}", temporary_, name), durability_));
   RETURN_IF_ERROR(file.Write(input.bytes()));
   return file.Close();
 }
@@ -136,7 +142,7 @@ absl::Status OutputDirectory::CopyFile(const std::string& source) {
 absl::Status OutputDirectory::Commit() {
   if (::chmod(temporary_.c_str(), 0755) != 0)
     return ErrnoStatus(errno, fmt::format("cannot change {}", temporary_));
-  SyncDirectory(temporary_);
+  if (durability_ == Durability::kSynced) SyncDirectory(temporary_);
   // rename replaces an empty directory and nothing else, so a model that appeared meanwhile is
   // safe.
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
@@ -147,7 +153,7 @@ absl::Status OutputDirectory::Commit() {
     return ErrnoStatus(errno, fmt::format("cannot move the result to {}", path_));
   }
   committed_ = true;
-  SyncDirectory(fs::path(path_).parent_path().string());
+  if (durability_ == Durability::kSynced) SyncDirectory(fs::path(path_).parent_path().string());
   return absl::OkStatus();
 }
 

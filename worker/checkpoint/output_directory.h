@@ -13,10 +13,15 @@
 
 namespace qserve::worker::checkpoint {
 
+// Whether what is written must survive a power cut. Waiting for the disk takes most of the time of
+// a fast writer.
+enum class Durability { kSynced, kCached };
+
 // A file being written. Errors name it; a full disk is ResourceExhausted.
 class OutputFile {
  public:
-  static absl::StatusOr<OutputFile> Create(const std::string& path);
+  static absl::StatusOr<OutputFile> Create(const std::string& path,
+                                           Durability durability = Durability::kSynced);
   OutputFile(OutputFile&& other) noexcept;
   OutputFile& operator=(OutputFile&& other) noexcept;
   OutputFile(const OutputFile&) = delete;
@@ -24,25 +29,29 @@ class OutputFile {
   ~OutputFile();
 
   absl::Status Write(std::span<const std::byte> bytes);
-  // Flushes to the disk and closes.
+  // Flushes to the disk (kSynced) and closes.
   absl::Status Close();
 
  private:
-  OutputFile(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
+  OutputFile(int fd, std::string path, Durability durability)
+      : fd_(fd), path_(std::move(path)), durability_(durability) {}
   int fd_ = -1;
   std::string path_;
+  Durability durability_ = Durability::kSynced;
 };
 
 class OutputDirectory {
  public:
   // AlreadyExists if `path` is anything but absent or an empty directory; parents are created.
-  static absl::StatusOr<std::unique_ptr<OutputDirectory>> Create(const std::string& path);
+  static absl::StatusOr<std::unique_ptr<OutputDirectory>> Create(
+      const std::string& path, Durability durability = Durability::kSynced);
   ~OutputDirectory();
   OutputDirectory(const OutputDirectory&) = delete;
   OutputDirectory& operator=(const OutputDirectory&) = delete;
 
   // Where the files go until Commit.
   const std::string& temporary_path() const { return temporary_; }
+  Durability durability() const { return durability_; }
   absl::Status WriteFile(const std::string& name, const std::string& contents);
   // Copies a regular file; its name stays.
   absl::Status CopyFile(const std::string& source);
@@ -50,10 +59,11 @@ class OutputDirectory {
   absl::Status Commit();
 
  private:
-  OutputDirectory(std::string path, std::string temporary)
-      : path_(std::move(path)), temporary_(std::move(temporary)) {}
+  OutputDirectory(std::string path, std::string temporary, Durability durability)
+      : path_(std::move(path)), temporary_(std::move(temporary)), durability_(durability) {}
   std::string path_;
   std::string temporary_;
+  Durability durability_;
   bool committed_ = false;
 };
 

@@ -1,6 +1,7 @@
-// Tensor collectives between the ranks of a tensor-parallel group, in the order of the backend's operations. One per rank; the
-// rank's executor thread calls, every rank the same calls in the same order. Failures are latched in the backend (Backend::Fail),
-// so that the step that contained them fails. Composed with its backend in worker/exec/rank.cc; the model sees only this.
+// Tensor collectives between the ranks of a tensor-parallel group, in the order of the backend's
+// operations. One per rank; the rank's executor thread calls, every rank the same calls in the same
+// order. Failures are latched in the backend (Backend::Fail), so that the step that contained them
+// fails. Composed with its backend in worker/exec/rank.cc; the model sees only this.
 #pragma once
 
 #include <cstdint>
@@ -15,11 +16,13 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // data[i] = sum over ranks r = 0, 1, ... in that order, in fp32, whatever the size of the message: ((x0 + x1) + x2) + ...; every rank gets
-  // the same bits. Rows may be strided. Device memory.
+  // data[i] = sum over ranks r = 0, 1, ... in that order, in fp32, whatever the size of the
+  // message: ((x0 + x1) + x2) + ...; every rank gets the same bits. Rows may be strided. Device
+  // memory.
   virtual void AllReduceSum(kernels::Matrix<float> data) = 0;
 
-  // On rank 0: out[row][r * cols + c] = rank r's local[row][c]; `out` is [rows, size * cols] there and ignored elsewhere.
+  // On rank 0: out[row][r * cols + c] = rank r's local[row][c]; `out` is [rows, size * cols] there
+  // and ignored elsewhere.
   virtual void GatherColumns(kernels::Matrix<const float> local, kernels::Matrix<float> out) = 0;
 
   // Rank 0's ids to everybody, [count], device memory.

@@ -77,9 +77,9 @@ struct BadField {
   std::function<void(v1::GenerationSpec&)> spoil;
 };
 
-TEST_F(RequestReaderTest, EveryFieldOutOfRangeIsNamed) {
+std::vector<BadField> BadSampling() {
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-  const std::vector<BadField> cases = {
+  return {
       {"spec.sampling.temperature", [](auto& s) { s.mutable_sampling()->set_temperature(-0.1f); }},
       {"spec.sampling.temperature", [](auto& s) { s.mutable_sampling()->set_temperature(2.1f); }},
       {"spec.sampling.temperature", [=](auto& s) { s.mutable_sampling()->set_temperature(kNan); }},
@@ -99,32 +99,37 @@ TEST_F(RequestReaderTest, EveryFieldOutOfRangeIsNamed) {
        [](auto& s) { (*s.mutable_sampling()->mutable_logit_bias())[-1] = 1; }},
       {"spec.sampling.logit_bias",
        [](auto& s) { (*s.mutable_sampling()->mutable_logit_bias())[5] = 1000; }},
-      {"spec.sampling.logit_bias",
-       [](auto& s) {
+      {"spec.sampling.logit_bias", [](auto& s) {
          for (int i = 0; i <= kMaxLogitBias; ++i)
            (*s.mutable_sampling()->mutable_logit_bias())[i] = 1;
-       }},
-      {"spec.stopping.max_tokens", [](auto& s) { s.mutable_stopping()->set_max_tokens(0); }},
-      {"spec.stopping.max_tokens", [](auto& s) { s.mutable_stopping()->set_max_tokens(-5); }},
-      {"spec.stopping.min_tokens", [](auto& s) { s.mutable_stopping()->set_min_tokens(-1); }},
-      {"spec.stopping.min_tokens",
-       [](auto& s) {
-         s.mutable_stopping()->set_max_tokens(2);
-         s.mutable_stopping()->set_min_tokens(3);
-       }},
-      {"spec.stopping.stop", [](auto& s) { s.mutable_stopping()->add_stop(""); }},
-      {"spec.stopping.stop",
-       [](auto& s) { s.mutable_stopping()->add_stop(std::string(257, 'x')); }},
-      {"spec.stopping.stop",
-       [](auto& s) {
-         for (int i = 0; i < 1000; ++i) s.mutable_stopping()->add_stop("x");
-       }},
-      {"spec.stopping.stop_token_ids",
-       [](auto& s) { s.mutable_stopping()->add_stop_token_ids(4096); }},
-      {"spec.stopping.stop_token_ids",
-       [](auto& s) {
-         for (int i = 0; i < 65; ++i) s.mutable_stopping()->add_stop_token_ids(5);
-       }},
+       }}};
+}
+
+std::vector<BadField> BadStopping() {
+  return {{"spec.stopping.max_tokens", [](auto& s) { s.mutable_stopping()->set_max_tokens(0); }},
+          {"spec.stopping.max_tokens", [](auto& s) { s.mutable_stopping()->set_max_tokens(-5); }},
+          {"spec.stopping.min_tokens", [](auto& s) { s.mutable_stopping()->set_min_tokens(-1); }},
+          {"spec.stopping.min_tokens",
+           [](auto& s) {
+             s.mutable_stopping()->set_max_tokens(2);
+             s.mutable_stopping()->set_min_tokens(3);
+           }},
+          {"spec.stopping.stop", [](auto& s) { s.mutable_stopping()->add_stop(""); }},
+          {"spec.stopping.stop",
+           [](auto& s) { s.mutable_stopping()->add_stop(std::string(257, 'x')); }},
+          {"spec.stopping.stop",
+           [](auto& s) {
+             for (int i = 0; i < 1000; ++i) s.mutable_stopping()->add_stop("x");
+           }},
+          {"spec.stopping.stop_token_ids",
+           [](auto& s) { s.mutable_stopping()->add_stop_token_ids(4096); }},
+          {"spec.stopping.stop_token_ids", [](auto& s) {
+             for (int i = 0; i < 65; ++i) s.mutable_stopping()->add_stop_token_ids(5);
+           }}};
+}
+
+std::vector<BadField> BadRest() {
+  return {
       {"spec.output.n", [](auto& s) { s.mutable_output()->set_n(0); }},
       {"spec.output.n", [](auto& s) { s.mutable_output()->set_n(17); }},
       {"spec.output.logprobs", [](auto& s) { s.mutable_output()->set_logprobs(21); }},
@@ -146,8 +151,12 @@ TEST_F(RequestReaderTest, EveryFieldOutOfRangeIsNamed) {
       {"spec.prompt.chat.messages", [](auto& s) { s.mutable_prompt()->mutable_chat(); }},
       {"spec.prompt.chat.messages.role",
        [](auto& s) { s.mutable_prompt()->mutable_chat()->add_messages()->set_content("x"); }},
-      {"spec.model", [](auto& s) { s.clear_model(); }},
-  };
+      {"spec.model", [](auto& s) { s.clear_model(); }}};
+}
+
+TEST_F(RequestReaderTest, EveryFieldOutOfRangeIsNamed) {
+  std::vector<BadField> cases = BadSampling();
+  for (auto more : {BadStopping(), BadRest()}) cases.insert(cases.end(), more.begin(), more.end());
   const v1::GenerationSpec good = spec_;
   for (const BadField& bad : cases) {
     spec_ = good;
