@@ -212,7 +212,7 @@ absl::Status MakeModel(const std::string& shape_name, const std::string& output,
     ASSIGN_OR_RETURN(config_json, quantizer::QoqConfigJson(shape.config_json, options.scheme));
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<ckpt::OutputDirectory> directory,
-                   ckpt::OutputDirectory::Create(output));
+                   ckpt::OutputDirectory::Create(output, ckpt::Durability::kCached));
   RETURN_IF_ERROR(ModelMaker(config, options, *directory).Run());
   RETURN_IF_ERROR(directory->WriteFile("config.json", config_json));
   RETURN_IF_ERROR(directory->WriteFile("generation_config.json", shape.generation_config_json));
