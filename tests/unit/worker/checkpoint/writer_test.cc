@@ -112,18 +112,24 @@ std::vector<float> Counted(size_t elements, float first) {
   return values;
 }
 
+std::string TensorName(int index) {
+  std::string name = "t";
+  name += std::to_string(index);
+  return name;
+}
+
 absl::Status WriteModel(const std::string& path, int tensors, int64_t max_shard_bytes) {
   const auto output = OutputDirectory::Create(path);
   if (!output.ok()) return output.status();
   std::vector<TensorInfo> infos;
-  for (int i = 0; i < tensors; ++i) infos.push_back({"t" + std::to_string(i), Dtype::kF32, {5, 4}});
+  for (int i = 0; i < tensors; ++i) infos.push_back({TensorName(i), Dtype::kF32, {5, 4}});
   infos.push_back({"empty", Dtype::kI8, {0, 3}});
   SafetensorsWriter writer(**output, infos, max_shard_bytes);
   for (int i = 0; i < tensors; ++i) {
     const std::vector<float> values = Counted(20, static_cast<float>(100 * i));
     const std::span<const float> all(values);
     for (const auto& piece : {all.first(7), all.subspan(7)}) {
-      if (absl::Status status = writer.AppendSpan("t" + std::to_string(i), piece); !status.ok())
+      if (absl::Status status = writer.AppendSpan(TensorName(i), piece); !status.ok())
         return status;
     }
   }
@@ -145,7 +151,7 @@ TEST(SafetensorsWriter, RoundTripsInOneFileAndInShards) {
     ASSERT_TRUE(tensors.ok()) << tensors.status();
     EXPECT_EQ(tensors->Names().size(), 8u);
     for (int i = 0; i < 7; ++i) {
-      const auto view = tensors->Find("t" + std::to_string(i));
+      const auto view = tensors->Find(TensorName(i));
       ASSERT_TRUE(view.has_value());
       const std::vector<float> expected = Counted(20, static_cast<float>(100 * i));
       ASSERT_EQ(view->data.size(), 80u);
