@@ -1,10 +1,8 @@
 // The inner loops of the floating-point operations: avx512. Compiled with the flags of this
 // instruction set; called only where the CPU has it.
-#ifdef __GNUC__
 // GCC 12 takes the undefined registers inside its own intrinsics for mistakes (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #include "kernels/cpu/float_kernels_impl.h"
 #include "kernels/cpu/vec16_avx512.h"
 

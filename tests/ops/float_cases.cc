@@ -14,17 +14,6 @@ namespace {
 
 constexpr int kWorldSequences = 6;
 
-#if defined(__x86_64__)
-bool HasAvx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
-}
-bool HasAvx512() {
-  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-#endif
-
 }  // namespace
 
 FloatOps ReferenceOps() {
@@ -40,18 +29,16 @@ std::vector<FloatOps> FastOps() {
     all.push_back({"emulated", true, isa::Embed, isa::Norm, isa::RopeAppend, isa::Attention,
                    isa::SiluMul, isa::Sample});
   }
-#if defined(__x86_64__)
-  {
-    namespace isa = cpu::avx2;
-    all.push_back({"avx2", HasAvx2(), isa::Embed, isa::Norm, isa::RopeAppend, isa::Attention,
-                   isa::SiluMul, isa::Sample});
+  // Tables that differ in their linears only (AVX-VNNI) share these operations with an earlier one.
+  for (const cpu::OpTable* table : cpu::AllOpTables()) {
+    const bool known = table->attention == cpu::reference::Attention ||
+                       std::any_of(all.begin(), all.end(), [table](const FloatOps& ops) {
+                         return ops.attention == table->attention;
+                       });
+    if (known) continue;
+    all.push_back({table->isa, table->supported(), table->embed, table->norm, table->rope_append,
+                   table->attention, table->silu_mul, table->sample});
   }
-  {
-    namespace isa = cpu::avx512;
-    all.push_back({"avx512", HasAvx512(), isa::Embed, isa::Norm, isa::RopeAppend, isa::Attention,
-                   isa::SiluMul, isa::Sample});
-  }
-#endif
   return all;
 }
 
@@ -114,10 +101,11 @@ const char* FormatName(KvFormat format) {
 std::string AttentionCase::Name() const {
   std::string name = std::string(FormatName(format)) + "_q" + std::to_string(heads) + "_kv" +
                      std::to_string(kv_heads) + "_d" + std::to_string(head_dim);
-  if (window > 0) name += "_window" + std::to_string(window);
+  if (window > 0) name.append("_window").append(std::to_string(window));
   if (qk_norm) name += "_norm";
   for (const SequenceShape& s : sequences) {
-    name += "_" + std::to_string(s.first_position) + "+" + std::to_string(s.row_count);
+    name.append("_").append(std::to_string(s.first_position));
+    name.append("+").append(std::to_string(s.row_count));
   }
   return name;
 }

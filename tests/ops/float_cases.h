@@ -24,7 +24,7 @@ struct FloatOps {
   decltype(cpu::OpTable::sample) sample = nullptr;
 };
 FloatOps ReferenceOps();
-// emulated, avx2, avx512; those of another architecture are left out.
+// emulated, and of every table of this architecture whose floating-point operations differ.
 std::vector<FloatOps> FastOps();
 
 // Threads and scratch for calling operations directly.

@@ -60,9 +60,9 @@ TEST_F(RegistryTest, ExclusionAndNumericsNarrowTheChoice) {
 TEST_F(RegistryTest, ModelsOfEqualNameAreMerged) {
   v1::Model model;
   model.set_name("demo");
-  model.add_numerics_ids("a");
+  model.add_numerics_ids(std::string("a"));
   first_.OnModels({model});
-  model.set_numerics_ids(0, "b");
+  model.set_numerics_ids(0, std::string("b"));
   second_.OnModels({model});
   const std::vector<v1::Model> models = registry_.Models();
   ASSERT_EQ(models.size(), 1u);
