@@ -1,0 +1,241 @@
+#include "bench/offline.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "bench/workload.h"
+#include "common/clock.h"
+#include "common/status_macros.h"
+#include "worker/comm/local_host_group.h"
+#include "worker/engine/engine.h"
+#include "worker/engine/token_channel.h"
+#include "worker/exec/model_executor.h"
+#include "worker/exec/rank.h"
+
+namespace qserve::bench {
+namespace {
+
+using worker::engine::Engine;
+using worker::engine::EngineRequest;
+using worker::engine::FinishReason;
+using worker::engine::TokenChannel;
+using worker::engine::TokenEvent;
+using Json = nlohmann::ordered_json;
+
+constexpr int32_t kBlockTokens = worker::plan::kBlockTokens;
+constexpr int32_t kWarmUpPrompt = 64;
+constexpr int32_t kWarmUpOutput = 4;
+
+// One batch on its way.
+class Batch {
+ public:
+  Batch(Engine& engine, const Clock& clock) : engine_(engine), clock_(clock) {}
+
+  // Everything is submitted before the first step. `first_prompt` numbers the prompts: no two
+  // batches share any.
+  absl::StatusOr<OfflineRun> Run(const OfflineOptions& options, int64_t first_prompt,
+                                 int32_t prompt_length, int32_t output_length, int64_t vocabulary) {
+    const int64_t steps_before = engine_.Stats().steps;
+    std::vector<EngineRequest> requests;
+    for (int32_t i = 0; i < options.batch; ++i) {
+      EngineRequest request;
+      request.id = engine_.NextRequestId();
+      request.prompt = RandomPrompt(options.seed, first_prompt + i, prompt_length, vocabulary);
+      request.sampling.temperature = 0;
+      request.max_tokens = output_length;
+      request.use_prefix_cache = false;
+      request.channel = std::make_shared<TokenChannel>([] {});
+      channels_.push_back(request.channel);
+      requests.push_back(std::move(request));
+    }
+    start_ = clock_.Now();
+    for (EngineRequest& request : requests) {
+      request.arrival = start_;
+      RETURN_IF_ERROR(engine_.Submit(std::move(request)));
+    }
+    while (finished_ < options.batch) {
+      ASSIGN_OR_RETURN(const bool worked, engine_.RunOnce());
+      if (!worked) return absl::InternalError("the engine has nothing to do, but is not done");
+      RETURN_IF_ERROR(Collect());
+    }
+    return Measured(options.batch, output_length, engine_.Stats().steps - steps_before);
+  }
+
+ private:
+  absl::Status Collect() {
+    const TimePoint now = clock_.Now();
+    for (const auto& channel : channels_) {
+      for (const TokenEvent& event : channel->TakeAll()) {
+        RETURN_IF_ERROR(event.error);
+        if (event.finish != FinishReason::kNone && event.finish != FinishReason::kLength)
+          return absl::InternalError("a sequence ended before its length");
+        if (!event.tokens.empty() && !started_.contains(event.request)) {
+          started_.insert(event.request);
+          last_first_token_ = now;
+          // Tokens that come with or after this one in the same step are still the prefill's.
+          tokens_at_last_start_.reset();
+        }
+        tokens_ += static_cast<int64_t>(event.tokens.size());
+        finished_ += event.finish != FinishReason::kNone ? 1 : 0;
+        last_token_ = now;
+      }
+    }
+    if (!tokens_at_last_start_) tokens_at_last_start_ = tokens_;
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<OfflineRun> Measured(int32_t batch, int32_t output_length, int64_t steps) const {
+    if (tokens_ != int64_t{batch} * output_length)
+      return absl::InternalError(
+          fmt::format("{} tokens came, not {} x {}", tokens_, batch, output_length));
+    const int64_t before = tokens_at_last_start_.value_or(tokens_);
+    return OfflineRun{.prefill_seconds = ToSeconds(last_first_token_ - start_),
+                      .decode_seconds = ToSeconds(last_token_ - last_first_token_),
+                      .decode_tokens = tokens_ - before,
+                      .early_tokens = before - batch,
+                      .steps = steps};
+  }
+
+  Engine& engine_;
+  const Clock& clock_;
+  std::vector<std::shared_ptr<TokenChannel>> channels_;
+  std::set<worker::engine::RequestId> started_;
+  TimePoint start_, last_first_token_, last_token_;
+  std::optional<int64_t> tokens_at_last_start_;  // all tokens by then
+  int64_t tokens_ = 0;
+  int32_t finished_ = 0;
+};
+
+// Preemption would be measured otherwise, as if it were decoding.
+absl::Status CheckFits(const OfflineOptions& options, const worker::exec::ExecutorLimits& limits) {
+  const int64_t positions = int64_t{options.prompt_length} + options.output_length;
+  if (positions > limits.max_model_len) {
+    return absl::InvalidArgumentError(
+        fmt::format("prompt and output have {} positions, more than the context of {}", positions,
+                    limits.max_model_len));
+  }
+  const int64_t blocks = (positions + kBlockTokens - 1) / kBlockTokens * options.batch;
+  // The scheduler keeps some blocks available when it admits, so a cache that fits exactly is not
+  // enough.
+  const int64_t enough = blocks + blocks / 16 + options.batch + 8;
+  if (enough <= limits.blocks) return absl::OkStatus();
+  return absl::InvalidArgumentError(fmt::format(
+      "the batch takes {} KV blocks, and there are {}: give at least --kv-cache-memory {}MiB",
+      enough, limits.blocks, (enough * kBlockTokens * limits.kv_bytes_per_token >> 20) + 1));
+}
+
+Json DescribeModel(const OfflineOptions& options, const worker::exec::Rank& rank) {
+  const worker::exec::ModelDescription& model = rank.description();
+  return {{"directory", options.executor.model_dir},
+          {"architecture", model.config.architecture},
+          {"numerics_id", model.numerics_id},
+          {"device", model.device.name},
+          {"isa", model.device.isa},
+          {"threads", options.executor.threads},
+          {"weight_bytes", model.weight_bytes},
+          {"kv_bytes_per_token", rank.limits().kv_bytes_per_token},
+          {"kv_blocks", rank.limits().blocks},
+          {"max_num_batched_tokens", options.executor.max_num_batched_tokens}};
+}
+
+std::vector<double> PrefillRates(const OfflineOptions& options, const OfflineResult& result) {
+  std::vector<double> rates;
+  const double tokens = static_cast<double>(options.batch) * options.prompt_length;
+  for (const OfflineRun& run : result.runs) rates.push_back(tokens / run.prefill_seconds);
+  return rates;
+}
+
+// Empty when one token is generated: nothing is decoded.
+std::vector<double> DecodeRates(const OfflineResult& result) {
+  std::vector<double> rates;
+  for (const OfflineRun& run : result.runs) {
+    if (run.decode_tokens == 0 || run.decode_seconds <= 0) return {};
+    rates.push_back(static_cast<double>(run.decode_tokens) / run.decode_seconds);
+  }
+  return rates;
+}
+
+void AddRates(const std::string& name, const std::vector<double>& rates, Json& json) {
+  const Summary summary = Summarize(rates);
+  json[name] = rates.empty() ? Json() : Json(Median(rates));
+  json[name + "_min"] = rates.empty() ? Json() : Json(summary.min);
+  json[name + "_max"] = rates.empty() ? Json() : Json(summary.max);
+}
+
+std::string RatesText(const char* name, const std::vector<double>& rates) {
+  if (rates.empty()) return fmt::format("{:8} none\n", name);
+  const Summary summary = Summarize(rates);
+  return fmt::format("{:8} {:10.1f} tokens/s   ({:.1f} to {:.1f})\n", name, Median(rates),
+                     summary.min, summary.max);
+}
+
+}  // namespace
+
+absl::StatusOr<OfflineResult> RunOffline(const OfflineOptions& options) {
+  worker::exec::ExecutorOptions executor_options = options.executor;
+  executor_options.max_num_seqs = options.batch;
+  const SteadyClock clock;
+  const TimePoint load_start = clock.Now();
+  worker::comm::LocalHostGroup group;
+  ASSIGN_OR_RETURN(const auto rank,
+                   worker::exec::Rank::Create(executor_options, group,
+                                              worker::exec::DefaultCommunicator({}, nullptr)));
+  RETURN_IF_ERROR(CheckFits(options, rank->limits()));
+  worker::exec::ModelExecutor executor(*rank);
+  OfflineResult result;
+  result.load_seconds = ToSeconds(clock.Now() - load_start);
+  result.model = DescribeModel(options, *rank);
+  Engine engine({.max_batched_tokens = executor_options.max_num_batched_tokens,
+                 .max_queue = options.batch,
+                 .prefix_caching = false},
+                executor, group, clock);
+  const int64_t vocabulary = rank->description().config.vocab_size;
+  RETURN_IF_ERROR(Batch(engine, clock)
+                      .Run(options, -options.batch, std::min(kWarmUpPrompt, options.prompt_length),
+                           std::min(kWarmUpOutput, options.output_length), vocabulary)
+                      .status());
+  for (int32_t i = 0; i < options.repeat; ++i) {
+    ASSIGN_OR_RETURN(const OfflineRun run,
+                     Batch(engine, clock)
+                         .Run(options, int64_t{i} * options.batch, options.prompt_length,
+                              options.output_length, vocabulary));
+    result.runs.push_back(run);
+  }
+  if (engine.Stats().preemptions > 0)
+    return absl::InternalError("sequences were preempted: the numbers would mislead");
+  return result;
+}
+
+Json ToJson(const OfflineOptions& options, const OfflineResult& result) {
+  Json json = {{"benchmark", "offline"},
+               {"batch", options.batch},
+               {"prompt_length", options.prompt_length},
+               {"output_length", options.output_length},
+               {"repeat", options.repeat}};
+  AddRates("prefill_tokens_per_second", PrefillRates(options, result), json);
+  AddRates("decode_tokens_per_second", DecodeRates(result), json);
+  json["load_seconds"] = result.load_seconds;
+  json["model"] = result.model;
+  for (const OfflineRun& run : result.runs) {
+    json["runs"].push_back({{"prefill_seconds", run.prefill_seconds},
+                            {"decode_seconds", run.decode_seconds},
+                            {"decode_tokens", run.decode_tokens},
+                            {"early_tokens", run.early_tokens},
+                            {"steps", run.steps}});
+  }
+  return json;
+}
+
+std::string ToText(const OfflineOptions& options, const OfflineResult& result) {
+  return fmt::format("{} sequences, {} prompt and {} output tokens each, {} runs: median (range)\n",
+                     options.batch, options.prompt_length, options.output_length, options.repeat) +
+         RatesText("prefill", PrefillRates(options, result)) +
+         RatesText("decode", DecodeRates(result));
+}
+
+}  // namespace qserve::bench
