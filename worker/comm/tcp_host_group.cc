@@ -127,15 +127,16 @@ class TcpHostGroup final : public HostGroup {
     RETURN_IF_ERROR(Usable(0));
     absl::StatusOr<std::string> message = peers_[0].Receive(deadline);
     if (!message.ok()) return Explain(0, message.status());
-    return Body(0, call, *std::move(message));
+    return Body(0, call, *message);
   }
 
-  absl::StatusOr<std::string> Body(int from, char call, std::string message) const {
-    if (message.empty() || message[0] != call) {
-      return absl::UnavailableError(fmt::format("rank {} is out of step: call '{}' met '{}'", from,
-                                                call, message.empty() ? '?' : message[0]));
+  absl::StatusOr<std::string> Body(int from, char call, const std::string& message) const {
+    const char met = message.empty() ? '?' : message.front();
+    if (met != call) {
+      return absl::UnavailableError(
+          fmt::format("rank {} is out of step: call '{}' met '{}'", from, call, met));
     }
-    return message.erase(0, 1);
+    return message.substr(1);
   }
 
   // One message of every follower, in rank order after `own`. All are watched at once, so that any
