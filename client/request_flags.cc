@@ -22,6 +22,14 @@ std::string_view Trim(std::string_view text) {
   return text.substr(begin, text.find_last_not_of(" \t\n") - begin + 1);
 }
 
+// CLI11 by itself takes -1 for the largest seed.
+std::string CheckSeed(const std::string& text) {
+  uint64_t seed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  const bool whole = error == std::errc() && end == text.data() + text.size();
+  return whole ? "" : "must be a number of 64 bits without sign";
+}
+
 void FillSampling(const RequestFlags& flags, v1::SamplingParams& out) {
   if (flags.temperature) out.set_temperature(*flags.temperature);
   if (flags.top_p) out.set_top_p(*flags.top_p);
@@ -47,7 +55,8 @@ void DeclareRequest(cli::Options& options, RequestFlags& flags) {
   options.Add("repetition-penalty", flags.repetition_penalty, "Above 1: repeat less");
   options.Add("presence-penalty", flags.presence_penalty, "Above 0: repeat less");
   options.Add("frequency-penalty", flags.frequency_penalty, "Above 0: repeat less often");
-  options.Add("seed", flags.seed, "The same seed gives the same tokens; default: drawn");
+  options.Add("seed", flags.seed, "The same seed gives the same tokens; default: drawn")
+      ->check(CheckSeed);
   options.Add("stop", flags.stop, "End at this text; may be given several times")
       ->allow_extra_args(false);
   options.Add("session-id", flags.session_id, "Requests of one session prefer one replica");
