@@ -4,6 +4,8 @@ include_guard(GLOBAL)
 
 # Designated initializers leave out what has a default; GCC 12 warns of that as of a mistake.
 set(QSERVE_WARNINGS -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Wno-missing-field-initializers)
+# At -O3 GCC 12 takes short string literals for overlapping copies (GCC bug 105329); programs and tests are full of them.
+set(QSERVE_LITERAL_WARNING -Wno-restrict)
 # One arithmetic everywhere: a fused multiply-add only where the source says so (docs/ARCHITECTURE.md, "Arithmetic").
 set(QSERVE_ARITHMETIC -ffp-contract=off)
 
@@ -31,6 +33,7 @@ function(qserve_binary name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;LIBS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   qserve_compile_options(${name})
+  target_compile_options(${name} PRIVATE ${QSERVE_LITERAL_WARNING})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} ${ARG_LIBS})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 endfunction()
@@ -40,8 +43,7 @@ function(qserve_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LIBS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   qserve_compile_options(${name})
-  # At -O3 GCC 12 takes short string literals for overlapping copies (GCC bug 105329); tests are full of them.
-  target_compile_options(${name} PRIVATE -Wno-restrict)
+  target_compile_options(${name} PRIVATE ${QSERVE_LITERAL_WARNING})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} ${ARG_LIBS} GTest::gmock GTest::gtest GTest::gtest_main)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   if(NOT ARG_TIMEOUT)
