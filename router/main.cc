@@ -46,8 +46,8 @@ absl::Status Run(const Flags& flags) {
   const SteadyClock clock;
   auto router = Router::Start(flags.router, clock, metrics);
   if (!router.ok()) return router.status();
-  LOG_INFO("serving on {}, {} replicas configured", flags.router.listen,
-           flags.router.workers.size());
+  LOG_INFO("serving on {} (port {}), {} replicas configured", flags.router.listen,
+           (*router)->port(), flags.router.workers.size());
   stop.get_future().wait();
   LOG_INFO("draining");
   (*router)->DrainAndStop(

@@ -31,7 +31,8 @@ bool Attempts::Retryable(const grpc::Status& status) {
          rpc::ReasonOf(status) == rpc::kQueueFull;
 }
 
-grpc::Status Attempts::Refusal() const {
+grpc::Status Attempts::Refusal(const grpc::Status& cause) const {
+  if (cause.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) return cause;
   if (spec_.model().empty())
     return rpc::MakeInvalidArgument({{"spec.model", "is required"}}, spec_.request_id());
   if (!registry_.Knows(spec_.model()) && !registry_.Incomplete()) {

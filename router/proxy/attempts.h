@@ -25,8 +25,9 @@ class Attempts {
   // the cause.
   static bool Retryable(const grpc::Status& status);
 
-  // NO_READY_REPLICA or MODEL_NOT_FOUND.
-  grpc::Status Refusal() const;
+  // What to say when Next had nothing to offer: that the replicas' queues are full if the last one
+  // tried said so (`cause`), else NO_READY_REPLICA or MODEL_NOT_FOUND.
+  grpc::Status Refusal(const grpc::Status& cause = grpc::Status::OK) const;
 
   size_t count() const { return tried_.size(); }
 

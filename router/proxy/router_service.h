@@ -7,7 +7,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "common/clock.h"
-#include "qserve/v1/inference.grpc.pb.h"
+#include "common/rpc/checked_inference_service.h"
 #include "router/proxy/router_probe.h"
 #include "router/registry/registry.h"
 
@@ -16,7 +16,7 @@ namespace qserve::router {
 // Generations open at a time; more are refused with RESOURCE_EXHAUSTED.
 inline constexpr int64_t kMaxOpenCalls = 20'000;
 
-class RouterService final : public v1::InferenceService::CallbackService {
+class RouterService final : public rpc::CheckedInferenceService {
  public:
   RouterService(Registry& registry, RouterProbe& probe, const Clock& clock)
       : registry_(registry), probe_(probe), clock_(clock) {}

@@ -22,11 +22,20 @@ class StreamProxy::Upstream final : public grpc::ClientReadReactor<v1::StreamGen
     StartRead(&proxy_.chunk_);
     StartCall();
   }
-  void ReadNext() { StartRead(&proxy_.chunk_); }
+  // Once the chunk in hand has been written.
+  void ReadNext() {
+    StartRead(&proxy_.chunk_);
+    RemoveHold();
+  }
   void Cancel() { context_.TryCancel(); }
   const Replica& replica() const { return replica_; }
 
-  void OnReadDone(bool ok) override { proxy_.OnChunk(ok); }
+  // While a chunk is on its way to the client no read is open, and gRPC would report the call's end
+  // beside that write. The hold makes the end wait for its turn.
+  void OnReadDone(bool ok) override {
+    if (ok) AddHold();
+    proxy_.OnChunk(ok);
+  }
   void OnDone(const grpc::Status& status) override {
     replica_.Leave(&proxy_);
     proxy_.OnUpstreamDone(status);
@@ -50,10 +59,10 @@ StreamProxy::StreamProxy(Registry& registry, RouterProbe& probe, const Clock& cl
       on_over_(std::move(on_over)),
       arrival_(clock.Now()) {
   Complete(spec_);
-  StartNext();
+  StartNext(grpc::Status::OK);
 }
 
-void StreamProxy::StartNext() {
+void StreamProxy::StartNext(const grpc::Status& cause) {
   Replica* replica =
       attempts_.Next(emitted_.any() ? emitted_.numerics_id() : spec_.resume().numerics_id());
   if (replica == nullptr) {
@@ -61,10 +70,11 @@ void StreamProxy::StartNext() {
       Interrupt(grpc::Status(grpc::StatusCode::UNAVAILABLE, "no replica computes the same bits"));
     } else {
       probe_.refused.Increment();
-      End(attempts_.Refusal());
+      End(attempts_.Refusal(cause));
     }
     return;
   }
+  if (!cause.ok()) (emitted_.any() ? probe_.resumes : probe_.retries).Increment();
   auto upstream = std::make_unique<Upstream>(*this, *replica);
   Upstream* begun = upstream.get();
   {
@@ -110,10 +120,8 @@ void StreamProxy::OnUpstreamDone(const grpc::Status& status) {
     LOG_WARN("request {}: replica {} was lost", spec_.request_id(), over->replica().address());
   const int candidates = spec_.output().has_n() ? spec_.output().n() : 1;
   if (emitted_.finished(candidates)) return End(grpc::Status::OK);  // only the status was missing
-  (emitted_.any() ? probe_.resumes : probe_.retries).Increment();
-  const size_t before = attempts_.count();
-  if (before >= kMaxAttempts) return emitted_.any() ? Interrupt(status) : End(status);
-  StartNext();
+  if (attempts_.count() >= kMaxAttempts && emitted_.any()) return Interrupt(status);
+  StartNext(status);
 }
 
 void StreamProxy::Interrupt(const grpc::Status& cause) {

@@ -32,7 +32,8 @@ class StreamProxy final : public grpc::ServerWriteReactor<v1::StreamGenerateResp
  private:
   class Upstream;
 
-  void StartNext();
+  // `cause`: why the attempt before this one ended; OK for the first.
+  void StartNext(const grpc::Status& cause);
   void OnChunk(bool ok);
   void OnUpstreamDone(const grpc::Status& status);
   void End(const grpc::Status& status);

@@ -16,16 +16,17 @@ UnaryProxy::UnaryProxy(Registry& registry, RouterProbe& probe, grpc::CallbackSer
       attempts_(registry, request_.spec()),
       on_over_(std::move(on_over)) {
   Complete(*request_.mutable_spec());
-  StartNext();
+  StartNext(grpc::Status::OK);
 }
 
-void UnaryProxy::StartNext() {
+void UnaryProxy::StartNext(const grpc::Status& cause) {
   Replica* replica = attempts_.Next(request_.spec().resume().numerics_id());
   if (replica == nullptr) {
     probe_.refused.Increment();
-    Finish(attempts_.Refusal());
+    End(attempts_.Refusal(cause));
     return;
   }
+  if (!cause.ok()) probe_.retries.Increment();
   auto upstream = std::make_unique<grpc::ClientContext>();
   grpc::ClientContext* begun = upstream.get();
   begun->set_deadline(context_.deadline());
@@ -51,15 +52,14 @@ void UnaryProxy::OnAnswer(Replica& replica, const grpc::Status& status) {
     replica_lost = replica_lost_;
     upstream_.reset();
   }
-  const bool again = !status.ok() && !client_gone &&
-                     (replica_lost || Attempts::Retryable(status)) &&
-                     attempts_.count() < kMaxAttempts;
-  if (again) {
-    probe_.retries.Increment();
-    response_.Clear();
-    StartNext();
-    return;
-  }
+  const bool again =
+      !status.ok() && !client_gone && (replica_lost || Attempts::Retryable(status));
+  if (!again) return End(status);
+  response_.Clear();
+  StartNext(status);
+}
+
+void UnaryProxy::End(const grpc::Status& status) {
   if (const auto delay = rpc::RetryDelayOf(status);
       delay && status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
     rpc::AddRetryPushback(context_, *delay);

@@ -25,7 +25,9 @@ class UnaryProxy final : public grpc::ServerUnaryReactor, public OpenCall {
   void OnReplicaLost() override;
 
  private:
-  void StartNext();
+  // `cause`: why the attempt before this one ended; OK for the first.
+  void StartNext(const grpc::Status& cause);
+  void End(const grpc::Status& status);
   void OnAnswer(Replica& replica, const grpc::Status& status);
 
   RouterProbe& probe_;

@@ -24,7 +24,7 @@ TimePoint EngineDeadline(const grpc::CallbackServerContext& context, TimePoint n
 }
 
 // What Submit refuses, in the words of the API.
-grpc::Status SubmitError(const absl::Status& status, const std::string& request_id,
+grpc::Status SubmitError(const absl::Status& status, bool draining, const std::string& request_id,
                          grpc::CallbackServerContext& context) {
   const std::string message(status.message());
   if (status.code() == absl::StatusCode::kResourceExhausted) {
@@ -40,7 +40,7 @@ grpc::Status SubmitError(const absl::Status& status, const std::string& request_
   }
   if (status.code() == absl::StatusCode::kUnavailable) {
     return rpc::MakeError(grpc::StatusCode::UNAVAILABLE, message,
-                          {.reason = rpc::kDraining,
+                          {.reason = draining ? rpc::kDraining : rpc::kReplicaFailed,
                            .retry_delay = std::chrono::milliseconds(1000),
                            .request_id = request_id});
   }
@@ -103,7 +103,9 @@ class InferenceService::Call : public PumpedCall {
       return;
     }
     service_.probe_.rejected.Increment();
-    const grpc::Status status = SubmitError(submitted, generation_.request_id(), context);
+    const bool draining = service_.engine_.Stats().draining;
+    const grpc::Status status =
+        SubmitError(submitted, draining, generation_.request_id(), context);
     service_.pump_.Locked(generation_.id(), [this, &status] { return FinishAction(status); });
   }
 

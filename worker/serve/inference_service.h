@@ -13,7 +13,7 @@
 
 #include "common/clock.h"
 #include "common/metrics/metrics.h"
-#include "qserve/v1/inference.grpc.pb.h"
+#include "common/rpc/checked_inference_service.h"
 #include "worker/engine/engine.h"
 #include "worker/serve/call_pump.h"
 #include "worker/serve/served_model.h"
@@ -29,7 +29,7 @@ struct ServeProbe {
   prometheus::Histogram& request_seconds;
 };
 
-class InferenceService final : public v1::InferenceService::CallbackService {
+class InferenceService final : public rpc::CheckedInferenceService {
  public:
   // All references must outlive the service and every call.
   InferenceService(const ServedModel& model, engine::Engine& engine, const Clock& clock,

@@ -1,0 +1,13 @@
+# The gRPC edge and the router over engines without a model, and the real processes.
+qserve_test(edge_server_test
+  SOURCES edge_server_test.cc
+  DEPS fakes_executor worker_comm worker_serve LABELS integration TIMEOUT 300)
+qserve_test(edge_ending_test
+  SOURCES edge_ending_test.cc
+  DEPS fakes_executor worker_comm worker_serve LABELS integration TIMEOUT 300)
+qserve_test(edge_hostile_test
+  SOURCES edge_hostile_test.cc
+  DEPS fakes_executor worker_comm worker_serve LABELS integration TIMEOUT 300)
+qserve_test(router_test
+  SOURCES router_test.cc
+  DEPS fakes_executor router worker_comm worker_serve LABELS integration TIMEOUT 300)
