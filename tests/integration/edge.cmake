@@ -11,3 +11,6 @@ qserve_test(edge_hostile_test
 qserve_test(router_test
   SOURCES router_test.cc
   DEPS fakes_executor router worker_comm worker_serve LABELS integration TIMEOUT 300)
+qserve_test(router_failover_test
+  SOURCES router_failover_test.cc
+  DEPS fakes_executor router worker_comm worker_serve LABELS integration TIMEOUT 300)
