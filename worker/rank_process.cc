@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <future>
 #include <mutex>
+#include <thread>
 
 #include "common/log.h"
 #include "common/metrics/metrics.h"
@@ -148,6 +150,11 @@ absl::Status RunRank(const Flags& flags, const group::RankIdentity& identity) {
   ASSIGN_OR_RETURN(exec::ExecutorOptions options, ExecutorOptionsOf(flags, identity.rank));
   const comm::GlooOptions gloo = {
       .rank = identity.rank, .size = identity.size, .bind_host = identity.bind_host};
+  // Unless told otherwise the ranks of this host share its cores.
+  if (options.threads == 0) {
+    const int cores = static_cast<int>(std::thread::hardware_concurrency());
+    options.threads = std::max(1, cores / identity.local_size);
+  }
   auto rank = exec::Rank::Create(
       options, host_group, exec::DefaultCommunicator(gloo, connections.store.get()), LogLoading());
   if (!rank.ok()) {
