@@ -114,19 +114,22 @@ class Batch {
 // Preemption would be measured otherwise, as if it were decoding.
 absl::Status CheckFits(const OfflineOptions& options, const worker::exec::ExecutorLimits& limits) {
   const int64_t positions = int64_t{options.prompt_length} + options.output_length;
+  const int64_t blocks = (positions + kBlockTokens - 1) / kBlockTokens * options.batch;
+  // The scheduler keeps some blocks available when it admits, so a cache that fits exactly is not
+  // enough.
+  const int64_t enough = blocks + blocks / 16 + options.batch + 8;
+  // Too small a cache also shortens the context, so it is named first.
+  if (enough > limits.blocks) {
+    return absl::InvalidArgumentError(fmt::format(
+        "the batch takes {} KV blocks, and there are {}: give at least --kv-cache-memory {}MiB",
+        enough, limits.blocks, (enough * kBlockTokens * limits.kv_bytes_per_token >> 20) + 1));
+  }
   if (positions > limits.max_model_len) {
     return absl::InvalidArgumentError(
         fmt::format("prompt and output have {} positions, more than the context of {}", positions,
                     limits.max_model_len));
   }
-  const int64_t blocks = (positions + kBlockTokens - 1) / kBlockTokens * options.batch;
-  // The scheduler keeps some blocks available when it admits, so a cache that fits exactly is not
-  // enough.
-  const int64_t enough = blocks + blocks / 16 + options.batch + 8;
-  if (enough <= limits.blocks) return absl::OkStatus();
-  return absl::InvalidArgumentError(fmt::format(
-      "the batch takes {} KV blocks, and there are {}: give at least --kv-cache-memory {}MiB",
-      enough, limits.blocks, (enough * kBlockTokens * limits.kv_bytes_per_token >> 20) + 1));
+  return absl::OkStatus();
 }
 
 Json DescribeModel(const OfflineOptions& options, const worker::exec::Rank& rank) {
