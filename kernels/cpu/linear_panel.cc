@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_float.h"
@@ -98,6 +99,26 @@ void MultiplyUnit(const Product& p, int64_t unit, int64_t m0, int64_t m1, int32_
   }
 }
 
+// body(unit, block, thread) for every pair, the units of a block one after another so that its x
+// stays in the cache. Blocks differ in size (the last one is short): where there are rows enough,
+// threads share the rows and each goes through all blocks, which is even; else they share the
+// pairs.
+void ForEachUnit(ThreadPool& pool, int64_t units, int64_t blocks,
+                 const std::function<void(int64_t unit, int64_t block, int thread)>& body) {
+  constexpr int64_t kUnitsPerThread = 4;
+  if (units >= kUnitsPerThread * pool.size()) {
+    pool.ParallelFor(units, 1, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t block = 0; block < blocks; ++block) {
+        for (int64_t unit = begin; unit < end; ++unit) body(unit, block, thread);
+      }
+    });
+    return;
+  }
+  pool.ParallelFor(units * blocks, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t item = begin; item < end; ++item) body(item % units, item / units, thread);
+  });
+}
+
 Status LinearInteger(OpContext& context, const LinearArgs& args, const PanelKernels& kernels) {
   const auto& w = static_cast<const PanelLinear&>(*args.weight);
   const bool group = w.format == WeightFormat::kW4Group128;
@@ -125,12 +146,10 @@ Status LinearInteger(OpContext& context, const LinearArgs& args, const PanelKern
   const int64_t blocks = (rows + kBlockTokens - 1) / kBlockTokens;
   const size_t c_bytes =
       static_cast<size_t>(kBlockTokens * kernels.unit_panels * kPanelRows) * sizeof(int32_t);
-  context.pool.ParallelFor(units * blocks, 1, [&](int64_t begin, int64_t end, int thread) {
+  ForEachUnit(context.pool, units, blocks, [&](int64_t unit, int64_t block, int thread) {
     auto* c = static_cast<int32_t*>(context.workspace.PerThread(thread, c_bytes));
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t m = item / units * kBlockTokens;
-      MultiplyUnit(p, item % units, m, std::min(rows, m + kBlockTokens), c);
-    }
+    const int64_t m = block * kBlockTokens;
+    MultiplyUnit(p, unit, m, std::min(rows, m + kBlockTokens), c);
   });
   return {};
 }
@@ -148,19 +167,17 @@ Status LinearHalf(OpContext& context, const LinearArgs& args, const PanelKernels
   });
   const int64_t panels = (w.n + kPanelRows - 1) / kPanelRows;
   const int64_t blocks = (rows + kHalfBlockTokens - 1) / kHalfBlockTokens;
-  context.pool.ParallelFor(panels * blocks, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t m = item / panels * kHalfBlockTokens;
-      const int64_t row = item % panels * kPanelRows;
-      kernels.half({.w = w.codes.as<uint16_t>() + row * w.kp,
-                    .rows = std::min(kPanelRows, w.n - row),
-                    .k16 = w.kp,
-                    .x = x + m * w.kp,
-                    .tokens = std::min(kHalfBlockTokens, rows - m),
-                    .out = args.out.row(m) + row,
-                    .out_stride = args.out.stride,
-                    .bias = w.bias.empty() ? nullptr : w.bias.data() + row});
-    }
+  ForEachUnit(context.pool, panels, blocks, [&](int64_t panel, int64_t block, int) {
+    const int64_t m = block * kHalfBlockTokens;
+    const int64_t row = panel * kPanelRows;
+    kernels.half({.w = w.codes.as<uint16_t>() + row * w.kp,
+                  .rows = std::min(kPanelRows, w.n - row),
+                  .k16 = w.kp,
+                  .x = x + m * w.kp,
+                  .tokens = std::min(kHalfBlockTokens, rows - m),
+                  .out = args.out.row(m) + row,
+                  .out_stride = args.out.stride,
+                  .bias = w.bias.empty() ? nullptr : w.bias.data() + row});
   });
   return {};
 }
