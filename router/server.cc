@@ -83,6 +83,7 @@ void Router::UpdateHealth(std::stop_token stop) {
 }
 
 void Router::DrainAndStop(Duration timeout) {
+  if (server_ == nullptr) return;  // it could not listen
   draining_ = true;
   service_.StartDraining();
   const TimePoint deadline = clock_.Now() + timeout;
