@@ -63,7 +63,8 @@ void Declare(cli::Options& options, Flags& flags) {
   options.AddFlag("no-prefix-caching", flags.no_prefix_caching, "Compute every prompt anew");
   options.Add("threads", flags.threads, "CPU threads of a rank; 0: cores / local ranks");
   options.Add("cpu-isa", flags.cpu_isa, "auto, reference, avx2, avxvnni or avx512vnni");
-  options.Add("seed", flags.seed, "Seed of requests without one; default: drawn for each request");
+  options.Add("seed", flags.seed, "Seed of requests without one; default: drawn for each request")
+      ->check(CLI::NonNegativeNumber);
   options.Add("drain-timeout", flags.drain_timeout, "Seconds that open requests get after SIGTERM")
       ->check(CLI::NonNegativeNumber);
   options.Add("log-level", flags.log_level, "debug, info, warn or error");

@@ -67,7 +67,9 @@ TEST_F(RouterTest, ForwardsSmallCallsAndMergesModels) {
   EXPECT_EQ(models.models(0).name(), "demo");
   EXPECT_THAT(models.models(0).numerics_ids(),
               testing::UnorderedElementsAre("numerics-a", "numerics-b"));
-  EXPECT_EQ(HealthOf(channel_, kInferenceName), Health::kServing);
+  // Health follows the replicas' reports within a turn of its own thread.
+  EXPECT_TRUE(
+      Eventually([this] { return HealthOf(channel_, kInferenceName) == Health::kServing; }));
 }
 
 TEST_F(RouterTest, SpreadsOverTheLeastLoaded) {
@@ -229,6 +231,7 @@ TEST(RouterStart, RefusesOptionsThatCannotWork) {
   };
   using testing::HasSubstr;
   EXPECT_THAT(start({.listen = "127.0.0.1:0"}), HasSubstr("--workers"));
+  EXPECT_THAT(start({.listen = "256.0.0.1:1", .workers = {"h:1"}}), HasSubstr("256.0.0.1:1"));
   EXPECT_THAT(start({.listen = "127.0.0.1:0", .workers = {"nowhere"}}), HasSubstr("nowhere"));
   EXPECT_THAT(start({.listen = "127.0.0.1:0", .workers = {"h:1", "h:1"}}), HasSubstr("twice"));
   EXPECT_THAT(start({.listen = "127.0.0.1:0", .workers = {"h:1"}, .policy = "best"}),
