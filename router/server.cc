@@ -34,6 +34,7 @@ absl::Status CheckAddresses(const RouterOptions& options) {
 Router::Router(const RouterOptions& options, std::unique_ptr<RoutingPolicy> policy,
                const Clock& clock, Metrics& metrics)
     : clock_(clock),
+      metrics_(metrics),
       policy_(std::move(policy)),
       registry_(options.workers, *policy_, clock),
       probe_(metrics, registry_),
@@ -67,6 +68,7 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(const RouterOptions& optio
 }
 
 Router::~Router() {
+  metrics_.ClearUpdates();  // they read the registry
   DrainAndStop(Duration::zero());
   health_ = {};
   watchers_.clear();

@@ -43,6 +43,7 @@ class Router {
   void UpdateHealth(std::stop_token stop);
 
   const Clock& clock_;
+  Metrics& metrics_;
   std::unique_ptr<RoutingPolicy> policy_;
   Registry registry_;
   RouterProbe probe_;

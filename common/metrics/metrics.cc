@@ -20,6 +20,11 @@ class Metrics::Collector final : public prometheus::Collectable {
     updates_.push_back(std::move(update));
   }
 
+  void Clear() {
+    const std::lock_guard lock(mutex_);
+    updates_.clear();
+  }
+
   std::vector<prometheus::MetricFamily> Collect() const override {
     const std::lock_guard lock(mutex_);
     for (const auto& update : updates_) update();
@@ -60,6 +65,8 @@ prometheus::Histogram& Metrics::AddHistogram(const std::string& name, const std:
 }
 
 void Metrics::OnCollect(std::function<void()> update) { collector_->Add(std::move(update)); }
+
+void Metrics::ClearUpdates() { collector_->Clear(); }
 
 absl::Status Metrics::Serve(const std::string& address) {
   // The HTTP server reports a port in use by exception; it ends here.

@@ -36,6 +36,8 @@ class Metrics {
 
   // Called before each scrape, to set gauges from a snapshot.
   void OnCollect(std::function<void()> update);
+  // Drops every update: called before what they refer to goes away. Waits for a scrape under way.
+  void ClearUpdates();
 
   // Serves http://`address`/metrics; an error if it cannot listen there.
   absl::Status Serve(const std::string& address);

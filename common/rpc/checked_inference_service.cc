@@ -2,13 +2,16 @@
 
 #include <memory>
 
+#include <google/protobuf/stubs/logging.h>
+
 #include "common/rpc/errors.h"
 
 namespace qserve::rpc {
 namespace {
 
 grpc::Status Malformed() {
-  return MakeInvalidArgument({{"", "is not a valid message: malformed, or text is not UTF-8"}}, "");
+  return MakeInvalidArgument(
+      {{"request", "is not a valid message: malformed, or text is not UTF-8"}}, "");
 }
 
 // A stream that is over before it began.
@@ -66,6 +69,8 @@ grpc::internal::MethodHandler* Streaming(Serve serve) {
 
 // Numbers are the methods' order in inference.proto. The base class owns the handlers.
 CheckedInferenceService::CheckedInferenceService() {
+  // Protobuf prints a line for every text that is not UTF-8: clients must not fill our log.
+  google::protobuf::SetLogHandler(nullptr);
   MarkMethodCallback(0, Unary<v1::GenerateRequest, v1::GenerateResponse>(
                             [this](auto... arguments) { return Generate(arguments...); }));
   MarkMethodCallback(1, Streaming<v1::StreamGenerateRequest, v1::StreamGenerateResponse>(

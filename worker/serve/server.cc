@@ -25,6 +25,7 @@ void SetServing(grpc::Server& server, bool alive, bool ready) {
 Server::Server(const ServedModel& model, engine::Engine& engine, const Clock& clock,
                Metrics& metrics)
     : engine_(engine),
+      metrics_(metrics),
       inference_(model, engine, clock, metrics),
       worker_({.status = [this] { return board_->Current(); },
                .drain = [this] { StartDraining(); },
@@ -32,7 +33,8 @@ Server::Server(const ServedModel& model, engine::Engine& engine, const Clock& cl
 
 Server::~Server() {
   Shutdown(Duration::zero());
-  board_.reset();  // samples refer to the server, calls to the board: calls end first
+  metrics_.ClearUpdates();  // they read engine and board
+  board_.reset();           // samples refer to the server, calls to the board: calls end first
 }
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const std::string& address,

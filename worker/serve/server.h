@@ -42,6 +42,7 @@ class Server {
   void OnSample(const v1::WatchStatusResponse& status);
 
   engine::Engine& engine_;
+  Metrics& metrics_;
   InferenceService inference_;
   WorkerService worker_;
   std::unique_ptr<grpc::Server> server_;

@@ -19,6 +19,16 @@ TEST(Metrics, TextShowsCountersAndFreshGauges) {
   EXPECT_THAT(text, testing::HasSubstr("qserve_test_seconds_count 1"));
 }
 
+TEST(Metrics, ClearedUpdatesRunNoMore) {
+  Metrics metrics;
+  int updates = 0;
+  metrics.OnCollect([&updates] { ++updates; });
+  metrics.Text();
+  metrics.ClearUpdates();
+  metrics.Text();
+  EXPECT_EQ(updates, 1);
+}
+
 TEST(Metrics, RefusesAnAddressInUse) {
   Metrics first;
   ASSERT_TRUE(first.Serve("127.0.0.1:39173").ok());
