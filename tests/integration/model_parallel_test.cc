@@ -189,9 +189,19 @@ TEST(ModelParallel, EachRankReadsItsSharesOnly) {
 TEST(ModelParallel, OtherCommittedTokensEndTheGroup) {
   const Outcome outcome =
       RunGroup(Options(2, LoadQuantization::kRtnGroup128), {.budget = 64}, /*digest_error=*/1);
-  EXPECT_EQ(outcome.drawn.status().code(), absl::StatusCode::kDataLoss) << outcome.drawn.status();
-  EXPECT_EQ(outcome.followers[1].code(), absl::StatusCode::kDataLoss) << outcome.followers[1];
-  EXPECT_THAT(std::string(outcome.followers[1].message()), HasSubstr("rank 1"));
+  // Whichever rank sees it first ends the group; the other may learn of that before it sees it too.
+  const absl::Status statuses[] = {outcome.drawn.status(), outcome.followers[1]};
+  int saw_it = 0;
+  for (const absl::Status& status : statuses) {
+    EXPECT_FALSE(status.ok());
+    if (absl::IsDataLoss(status)) {
+      ++saw_it;
+      EXPECT_THAT(std::string(status.message()), HasSubstr("rank "));
+    } else {
+      EXPECT_TRUE(absl::IsUnavailable(status) || absl::IsCancelled(status)) << status;
+    }
+  }
+  EXPECT_GE(saw_it, 1);
 }
 
 TEST(ModelParallel, OneRankThatDisagreesEndsTheOthersInTheMiddleOfTheirStep) {

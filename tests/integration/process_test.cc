@@ -260,9 +260,6 @@ TEST(ProcessCluster, AKilledReplicaCostsItsStreamsNothing) {
   spec.mutable_output()->set_n(8);
   const Outcome undisturbed = Stream(channel, spec);
   ExpectWhole(undisturbed, 8);
-  LiveStream stream(channel, spec);
-  ASSERT_TRUE(stream.ReadTokens(10));
-  // Kill whichever of the two has it.
   const auto has_it = [](const Worker& worker) {
     bool running = false;
     WatchUntil(Connect(worker.address()), [&running](const v1::WatchStatusResponse& status) {
@@ -271,6 +268,11 @@ TEST(ProcessCluster, AKilledReplicaCostsItsStreamsNothing) {
     });
     return running;
   };
+  // A report may be a moment old: both must have said that they are idle before the stream begins.
+  ASSERT_TRUE(Child::Wait([&] { return !has_it(first) && !has_it(second); }));
+  LiveStream stream(channel, spec);
+  ASSERT_TRUE(stream.ReadTokens(10));
+  // Kill whichever of the two has it.
   bool first_has_it = false;
   ASSERT_TRUE(Child::Wait([&] { return (first_has_it = has_it(first)) || has_it(second); }));
   Worker& busy = first_has_it ? first : second;
