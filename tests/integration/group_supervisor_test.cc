@@ -67,12 +67,15 @@ TEST_P(LossTest, ALostRankEndsTheGroup) {
   EXPECT_THAT(output,
               HasSubstr(signal_number == SIGKILL ? "killed by signal 9" : "gave no sign of life"));
   if (signal_number != SIGSTOP) return;
-  // Nothing breaks when a rank is merely stopped: the others know only because they were told.
+  // Nothing breaks when a rank is merely stopped: the first of the others to leave knows only
+  // because it was told. The second may see a connection end before it hears.
+  int told = 0;
   for (int other = 0; other < 3; ++other) {
-    if (other == rank) continue;
-    EXPECT_THAT(output, HasSubstr("rank " + std::to_string(other) + " was told: rank " +
-                                  std::to_string(rank)));
+    const std::string words =
+        "rank " + std::to_string(other) + " was told: rank " + std::to_string(rank);
+    if (output.find(words) != std::string::npos) ++told;
   }
+  EXPECT_GE(told, 1) << output;
 }
 INSTANTIATE_TEST_SUITE_P(RanksAndSignals, LossTest,
                          ::testing::Combine(::testing::Values(0, 1, 2),
