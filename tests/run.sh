@@ -7,13 +7,14 @@
 #   tests/run.sh --label LABEL       only tests with a label that matches the regular expression LABEL
 #   tests/run.sh --no-setup          do not look for missing packages first
 #
-# QSERVE_TEST_JOBS (default 2) is the number of tests that run at a time.
+# QSERVE_TEST_JOBS (default 2) is the number of tests that run at a time, QSERVE_TEST_TRIES (default 1) how often a failing one is tried.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly SANITIZED_LABELS='unit|integration|sim'
 readonly TEST_JOBS="${QSERVE_TEST_JOBS:-2}"
+readonly TEST_TRIES="${QSERVE_TEST_TRIES:-1}"
 # Crates are compiled once for all build folders and clones of this user.
 export QSERVE_CARGO_TARGET_DIR="${QSERVE_CARGO_TARGET_DIR:-${QSERVE_TOOLS:-$HOME/.cache/qserve}/cargo}"
 
@@ -56,6 +57,7 @@ run_preset() {
   cmake --build --preset "$preset" -j "$(build_jobs)" || return 1
   say "preset $preset: test${labels:+ (labels $labels)}"
   [[ -z "$labels" ]] || arguments+=(-L "$labels")
+  [[ "$TEST_TRIES" -le 1 ]] || arguments+=(--repeat "until-pass:$TEST_TRIES")
   ctest --preset "$preset" -j "$TEST_JOBS" --output-junit junit.xml "${arguments[@]}" 2>&1 | tee "$folder/ctest.log" || result=1
   report_skipped_cases "$folder/ctest.log" "$folder/Testing/Temporary/LastTest.log"
   return "$result"
