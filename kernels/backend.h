@@ -84,8 +84,8 @@ struct EmbedArgs {
   std::span<const int32_t> token_ids;  // host; >= 0: the id; < 0: ~slot, the id last sampled for
                                        // that slot (device-side feedback)
   const int32_t* sampled_ids =
-      nullptr;        // [slots], written by Sample or by a broadcast from the rank that samples
-  Matrix<float> out;  // [tokens, hidden]
+      nullptr;      // [slots], written by Sample or by a broadcast from the rank that samples
+  FloatMatrix out;  // [tokens, hidden]; fp32 or the activation type
 };
 
 // residual[r] += delta[r] (skipped when delta.data is null), then out row i = residual[row_i] /
@@ -93,8 +93,8 @@ struct EmbedArgs {
 // mean. row_i = rows[i], or i when `rows` is empty (all rows). With `rows` given, the residual
 // update still covers all rows.
 struct NormArgs {
-  Matrix<float> residual;       // in and out, [tokens, hidden]
-  Matrix<const float> delta;    // [tokens, hidden] or null
+  FloatMatrix residual;         // in and out, [tokens, hidden], the activation type
+  ConstFloatMatrix delta;       // [tokens, hidden] or null, likewise
   const float* gain = nullptr;  // [hidden]
   float epsilon = 0;
   std::span<const int32_t> rows;  // host
@@ -106,8 +106,8 @@ struct NormArgs {
 // float(acc)); acc exact in int32. fp32, no contraction, bias added last.
 struct LinearArgs {
   const PackedLinear* weight = nullptr;
-  Activation x;       // x.q for int8 formats, x.f32 for floating-point ones
-  Matrix<float> out;  // [tokens, n]
+  Activation x;     // x.q for int8 formats, x.f32 for floating-point ones
+  FloatMatrix out;  // [tokens, n]; fp32 or the activation type, rounded once
 };
 
 // One layer's keys and values: `pages` pages of kKvPageTokens tokens each. The byte layout inside a
@@ -139,8 +139,8 @@ struct SequenceSpan {
 // row's position (halves form: channel i pairs with i + head_dim / 2), then k and v are quantized
 // and stored in their page. Each k and v is written once.
 struct RopeAppendArgs {
-  Matrix<float> qkv;  // [tokens, (heads + 2 kv_heads) * head_dim], q|k|v; q is rotated in place, k
-                      // and v are left undefined
+  FloatMatrix qkv;  // [tokens, (heads + 2 kv_heads) * head_dim], q|k|v; q is rotated in place, k
+                    // and v are left undefined
   int heads = 0;
   KvShape kv;
   const float* cos_sin = nullptr;  // [positions, head_dim]: head_dim / 2 cosines, then as many
@@ -157,7 +157,7 @@ struct RopeAppendArgs {
 // sliding_window only. q head h reads kv head h / (heads / kv_heads). A row's bits depend on its q
 // and the stored pages alone: tiles of 64 positions, chunks of 256, merged in order.
 struct AttentionArgs {
-  Matrix<const float>
+  ConstFloatMatrix
       q;  // [tokens, heads * head_dim], rotated; may be the q columns of a wider matrix
   int heads = 0;
   KvShape kv;
@@ -170,7 +170,7 @@ struct AttentionArgs {
 
 // out = silu(gate) * up, silu(x) = x / (1 + exp(-x)); gate_up is [tokens, 2 * cols], gate first.
 struct SiluMulArgs {
-  Matrix<const float> gate_up;
+  ConstFloatMatrix gate_up;
   Activation out;
 };
 
@@ -228,6 +228,7 @@ struct DeviceInfo {
                               // "cpu" for every CPU ISA
   std::string isa;            // "reference", "avx2", ...; informative
   int64_t memory_bytes = 0;   // total
+  FloatType activation_type = FloatType::kF32;  // of what passes between operations
 };
 
 class Backend {

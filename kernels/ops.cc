@@ -29,8 +29,8 @@ class Checker {
   bool failed_ = false;
 };
 
-template <class T>
-bool WellFormed(const Matrix<T>& m) {
+template <class M>
+bool WellFormed(const M& m) {
   return m.rows >= 0 && m.cols > 0 && m.stride >= m.cols && (m.data != nullptr || m.rows == 0);
 }
 
@@ -39,20 +39,29 @@ struct Extent {
   uintptr_t begin = 0;
   uintptr_t end = 0;
 };
-template <class T>
-Extent ExtentOf(const T* data, int64_t rows, int64_t cols, int64_t stride) {
+Extent ExtentOf(const void* data, int64_t rows, int64_t cols, int64_t stride, int64_t element) {
   if (data == nullptr || rows <= 0) return {};
   const auto begin = reinterpret_cast<uintptr_t>(data);
-  return {begin, begin + static_cast<uintptr_t>((rows - 1) * stride + cols) * sizeof(T)};
+  return {begin, begin + static_cast<uintptr_t>(((rows - 1) * stride + cols) * element)};
 }
-template <class T>
-Extent ExtentOf(const Matrix<T>& m) {
-  return ExtentOf(m.data, m.rows, m.cols, m.stride);
+Extent ExtentOf(const ConstFloatMatrix& m) {
+  return ExtentOf(m.data, m.rows, m.cols, m.stride, BytesOf(m.type));
 }
 bool Overlap(Extent a, Extent b) { return a.begin < b.end && b.begin < a.end; }
 bool Overlaps(const Activation& out, Extent input) {
-  return Overlap(ExtentOf(out.f32, out.rows, out.cols, out.f32_stride), input) ||
-         Overlap(ExtentOf(out.q, out.rows, out.q_stride, out.q_stride), input);
+  return Overlap(ExtentOf(out.f32, out.rows, out.cols, out.f32_stride, int64_t{sizeof(float)}),
+                 input) ||
+         Overlap(ExtentOf(out.q, out.rows, out.q_stride, out.q_stride, 1), input);
+}
+
+// What passes between operations is of the backend's activation type.
+bool CheckType(Checker& check, const Backend& backend, const ConstFloatMatrix& m) {
+  return check.Require(m.type == backend.info().activation_type,
+                       "values are not of the backend's activation type");
+}
+// Where fp32 is possible too: partial sums that other ranks' are added to, logits.
+bool CheckTypeOrF32(Checker& check, const Backend& backend, const ConstFloatMatrix& m) {
+  return m.type == FloatType::kF32 || CheckType(check, backend, m);
 }
 
 bool CheckActivation(Checker& check, const Activation& a) {
@@ -143,6 +152,7 @@ bool CheckSampleRow(Checker& check, const SampleRow& row, int32_t vocab_size) {
 void Embed(Backend& backend, const EmbedArgs& args) {
   Checker check(backend, "Embed");
   check.Require(WellFormed(args.out), "malformed output");
+  CheckTypeOrF32(check, backend, args.out);
   check.Require(
       args.table.cols == args.out.cols && args.table.rows >= 0 && args.table.first_id >= 0,
       "table and output differ in columns");
@@ -158,10 +168,12 @@ void Embed(Backend& backend, const EmbedArgs& args) {
 void Norm(Backend& backend, const NormArgs& args) {
   Checker check(backend, "Norm");
   check.Require(WellFormed(args.residual), "malformed residual");
+  CheckType(check, backend, args.residual);
   if (args.delta.data != nullptr) {
     check.Require(WellFormed(args.delta) && args.delta.rows == args.residual.rows &&
                       args.delta.cols == args.residual.cols,
                   "delta differs from the residual in shape");
+    CheckType(check, backend, args.delta);
   }
   check.Require(args.gain != nullptr, "no gain");
   check.Require(args.epsilon >= 0 && std::isfinite(args.epsilon),
@@ -183,6 +195,7 @@ void Linear(Backend& backend, const LinearArgs& args) {
   const PackedLinear& weight = *args.weight;
   check.Require(WellFormed(args.out) && args.out.cols == weight.n,
                 "output columns differ from the weight's rows");
+  CheckTypeOrF32(check, backend, args.out);
   check.Require(args.x.rows == args.out.rows && args.x.cols == weight.k,
                 "input differs from weight or output in shape");
   CheckActivation(check, args.x);
@@ -202,6 +215,7 @@ void RopeAppend(Backend& backend, const RopeAppendArgs& args) {
   const int64_t cols = (int64_t{args.heads} + 2 * int64_t{args.kv.kv_heads}) * args.kv.head_dim;
   check.Require(WellFormed(args.qkv) && args.qkv.cols == cols,
                 "qkv columns differ from heads times head_dim");
+  CheckType(check, backend, args.qkv);
   check.Require(args.cos_sin != nullptr, "no rotation table");
   check.Require(args.qk_epsilon >= 0 && std::isfinite(args.qk_epsilon),
                 "epsilon is negative or not finite");
@@ -214,6 +228,7 @@ void Attention(Backend& backend, const AttentionArgs& args) {
   if (!CheckKv(check, args.kv, args.heads, args.layer)) return;
   check.Require(WellFormed(args.q) && args.q.cols == int64_t{args.heads} * args.kv.head_dim,
                 "q columns differ from heads times head_dim");
+  CheckType(check, backend, args.q);
   check.Require(std::isfinite(args.scale), "scale is not finite");
   check.Require(args.sliding_window >= 0, "sliding window is negative");
   check.Require(args.out.rows == args.q.rows && args.out.cols == args.q.cols,
@@ -230,6 +245,7 @@ void SiluMul(Backend& backend, const SiluMulArgs& args) {
   check.Require(WellFormed(args.gate_up) && args.gate_up.cols == 2 * args.out.cols &&
                     args.gate_up.rows == args.out.rows,
                 "gate_up is not twice the output");
+  CheckType(check, backend, args.gate_up);
   CheckActivation(check, args.out);
   check.Require(!Overlaps(args.out, ExtentOf(args.gate_up)), "output overlaps the input");
   if (check.ok() && args.out.rows > 0) backend.SiluMul(args);

@@ -8,8 +8,9 @@
 
 namespace qserve::kernels {
 
-// Element types of floating-point weights as stored.
+// Element types of floating-point weights as stored, and of activations.
 enum class FloatType : uint8_t { kF32, kF16, kBf16 };
+constexpr int64_t BytesOf(FloatType type) { return type == FloatType::kF32 ? 4 : 2; }
 
 // How a linear's weights are stored and multiplied.
 enum class WeightFormat : uint8_t {
@@ -47,6 +48,56 @@ struct Matrix {
   int64_t stride = 0;
   T* row(int64_t r) const { return data + r * stride; }
 };
+
+// Rows of floating-point values between operations: fp32 on the CPU; on a GPU the model's
+// activation type (DeviceInfo::activation_type) unless an operation says fp32. A plain Matrix is
+// one of fp32.
+struct FloatMatrix {
+  FloatMatrix() = default;
+  FloatMatrix(void* values, FloatType element, int64_t row_count, int64_t columns,
+              int64_t row_stride)
+      : data(values), type(element), rows(row_count), cols(columns), stride(row_stride) {}
+  FloatMatrix(float* values, int64_t row_count, int64_t columns, int64_t row_stride)
+      : data(values), rows(row_count), cols(columns), stride(row_stride) {}
+  FloatMatrix(Matrix<float> m)  // NOLINT(google-explicit-constructor)
+      : data(m.data), rows(m.rows), cols(m.cols), stride(m.stride) {}
+  // Only of an fp32 matrix.
+  float* row(int64_t r) const { return static_cast<float*>(data) + r * stride; }
+
+  void* data = nullptr;
+  FloatType type = FloatType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t stride = 0;  // in elements
+};
+
+struct ConstFloatMatrix {
+  ConstFloatMatrix() = default;
+  ConstFloatMatrix(const void* values, FloatType element, int64_t row_count, int64_t columns,
+                   int64_t row_stride)
+      : data(values), type(element), rows(row_count), cols(columns), stride(row_stride) {}
+  ConstFloatMatrix(const float* values, int64_t row_count, int64_t columns, int64_t row_stride)
+      : data(values), rows(row_count), cols(columns), stride(row_stride) {}
+  ConstFloatMatrix(const FloatMatrix& m)  // NOLINT(google-explicit-constructor)
+      : data(m.data), type(m.type), rows(m.rows), cols(m.cols), stride(m.stride) {}
+  ConstFloatMatrix(Matrix<const float> m)  // NOLINT(google-explicit-constructor)
+      : data(m.data), rows(m.rows), cols(m.cols), stride(m.stride) {}
+  ConstFloatMatrix(Matrix<float> m)  // NOLINT(google-explicit-constructor)
+      : data(m.data), rows(m.rows), cols(m.cols), stride(m.stride) {}
+  const float* row(int64_t r) const { return static_cast<const float*>(data) + r * stride; }
+
+  const void* data = nullptr;
+  FloatType type = FloatType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t stride = 0;
+};
+
+// `count` columns from `first` on.
+inline ConstFloatMatrix Columns(const ConstFloatMatrix& m, int64_t first, int64_t count) {
+  return {static_cast<const std::byte*>(m.data) + first * BytesOf(m.type), m.type, m.rows, count,
+          m.stride};
+}
 
 // What a producer (norm, SiLU*mul, attention) writes and a linear reads: `rows` tokens of `cols`
 // features, either as floating point or as int8 rows with a scale and an exact integer sum each.

@@ -13,7 +13,7 @@ void MultiplyFloat(const FloatLinear& weight, const LinearArgs& args, int64_t n0
   omp_set_num_threads(1);
   const dnnl_status_t status =
       dnnl_sgemm('N', 'T', args.out.rows, n1 - n0, weight.k, 1.0f, args.x.f32, args.x.f32_stride,
-                 weight.values.as<float>() + n0 * weight.k, weight.k, 0.0f, args.out.data + n0,
+                 weight.values.as<float>() + n0 * weight.k, weight.k, 0.0f, args.out.row(0) + n0,
                  args.out.stride);
   QSERVE_CHECK_MSG(status == dnnl_success, "dnnl_sgemm refused its arguments");
 }

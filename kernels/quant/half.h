@@ -5,6 +5,9 @@
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
+
+#include "kernels/types.h"
 
 namespace qserve::kernels {
 
@@ -59,6 +62,19 @@ constexpr uint16_t FloatToBf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// out[i] = in[i] of `type`, exactly; host memory, any alignment.
+inline void WidenFloats(FloatType type, const void* in, int64_t count, float* out) {
+  if (type == FloatType::kF32) {
+    std::memcpy(out, in, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t bits = 0;
+    std::memcpy(&bits, static_cast<const uint16_t*>(in) + i, sizeof bits);
+    out[i] = type == FloatType::kF16 ? HalfToFloat(bits) : Bf16ToFloat(bits);
+  }
 }
 
 }  // namespace qserve::kernels

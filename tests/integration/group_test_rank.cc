@@ -75,7 +75,7 @@ void Connect(const group::RankIdentity& identity, Connected* connected) {
 void Step(const group::RankIdentity& identity, Connected* connected) {
   std::vector<float> data(1000, static_cast<float>(identity.rank + 1));
   const kernels::Status status = connected->backend.Run(
-      0, [&] { connected->communicator->AllReduceSum({data.data(), 1, 1000, 1000}); });
+      0, [&] { connected->communicator->AllReduceSumInPlace({data.data(), 1, 1000, 1000}); });
   if (!status.ok()) Die(3, "step failed: " + status.message());
   const float expected = static_cast<float>(identity.size * (identity.size + 1) / 2);
   for (const float value : data) {

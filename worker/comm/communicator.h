@@ -16,10 +16,14 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // data[i] = sum over ranks r = 0, 1, ... in that order, in fp32, whatever the size of the
-  // message: ((x0 + x1) + x2) + ...; every rank gets the same bits. Rows may be strided. Device
-  // memory.
-  virtual void AllReduceSum(kernels::Matrix<float> data) = 0;
+  // sum[i] = partial[i] of rank 0 + of rank 1 + ... in that order, in fp32, whatever the size of
+  // the message: ((x0 + x1) + x2) + ...; rounded once if `sum` is fp16 or bf16. Every rank gets the
+  // same bits. Rows may be strided. Both are device memory; an fp32 `sum` may be `partial` itself.
+  virtual void AllReduceSum(kernels::Matrix<const float> partial, kernels::FloatMatrix sum) = 0;
+
+  void AllReduceSumInPlace(kernels::Matrix<float> data) {
+    AllReduceSum({data.data, data.rows, data.cols, data.stride}, data);
+  }
 
   // On rank 0: out[row][r * cols + c] = rank r's local[row][c]; `out` is [rows, size * cols] there
   // and ignored elsewhere.

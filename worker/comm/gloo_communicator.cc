@@ -65,14 +65,14 @@ class GlooCommunicator final : public Communicator {
   int rank() const override { return options_.rank; }
   int size() const override { return options_.size; }
 
-  void AllReduceSum(kernels::Matrix<float> data) override {
-    const int64_t count = data.rows * data.cols;
+  void AllReduceSum(kernels::Matrix<const float> partial, kernels::FloatMatrix sum) override {
+    const int64_t count = partial.rows * partial.cols;
     if (count == 0) return;
     Guarded("all-reduce", [&] {
-      float* values = data.data;
-      if (!IsContiguous(data)) {
+      float* values = static_cast<float*>(sum.data);
+      if (!IsContiguous(partial) || partial.data != sum.data) {
         packed_.resize(static_cast<size_t>(count));
-        Pack(data, packed_.data());
+        Pack(partial, packed_.data());
         values = packed_.data();
       }
       if (count * kFloatBytes <= options_.one_shot_bytes) {
@@ -80,7 +80,7 @@ class GlooCommunicator final : public Communicator {
       } else {
         PartedSum(values, count);
       }
-      if (values != data.data) Unpack(values, data.cols, 0, data);
+      if (values != sum.data) Store(values, sum);
     });
   }
 

@@ -1,5 +1,7 @@
 #include "worker/comm/host_staged_communicator.h"
 
+#include <cstddef>
+
 #include "worker/comm/matrix_copy.h"
 
 namespace qserve::worker::comm {
@@ -20,23 +22,31 @@ kernels::Matrix<float> HostStagedCommunicator::FromDevice(kernels::Matrix<const 
   return host;
 }
 
-void HostStagedCommunicator::ToDevice(kernels::Matrix<float> host, kernels::Matrix<float> device) {
-  const auto float_bytes = static_cast<int64_t>(sizeof(float));
-  if (IsContiguous(device)) {
-    backend_->CopyToDevice(device.data, host.data, device.rows * device.cols * float_bytes);
+void HostStagedCommunicator::ToDevice(kernels::Matrix<float> host, kernels::FloatMatrix device) {
+  const int64_t element = kernels::BytesOf(device.type);
+  const void* values = host.data;
+  if (device.type != kernels::FloatType::kF32) {
+    rounded_.resize(static_cast<size_t>(host.rows * host.cols));
+    Store(host.data, {rounded_.data(), device.type, host.rows, host.cols, host.cols});
+    values = rounded_.data();
+  }
+  const int64_t row_bytes = host.cols * element;
+  if (device.stride == device.cols || device.rows <= 1) {
+    backend_->CopyToDevice(device.data, values, device.rows * row_bytes);
     return;
   }
   for (int64_t r = 0; r < device.rows; ++r) {
-    backend_->CopyToDevice(device.row(r), host.row(r), device.cols * float_bytes);
+    backend_->CopyToDevice(static_cast<std::byte*>(device.data) + r * device.stride * element,
+                           static_cast<const std::byte*>(values) + r * row_bytes, row_bytes);
   }
 }
 
-void HostStagedCommunicator::AllReduceSum(kernels::Matrix<float> data) {
-  if (data.rows * data.cols == 0) return;
-  const kernels::Matrix<float> host =
-      FromDevice({data.data, data.rows, data.cols, data.stride}, &local_);
-  inner_->AllReduceSum(host);
-  ToDevice(host, data);
+void HostStagedCommunicator::AllReduceSum(kernels::Matrix<const float> partial,
+                                          kernels::FloatMatrix sum) {
+  if (partial.rows * partial.cols == 0) return;
+  const kernels::Matrix<float> host = FromDevice(partial, &local_);
+  inner_->AllReduceSumInPlace(host);
+  ToDevice(host, sum);
 }
 
 void HostStagedCommunicator::GatherColumns(kernels::Matrix<const float> local,
@@ -50,7 +60,9 @@ void HostStagedCommunicator::GatherColumns(kernels::Matrix<const float> local,
     gathered = {gathered_.data(), local.rows, cols, cols};
   }
   inner_->GatherColumns({host.data, host.rows, host.cols, host.stride}, gathered);
-  if (rank() == 0) ToDevice(gathered, {out.data, gathered.rows, gathered.cols, out.stride});
+  if (rank() == 0) {
+    ToDevice(gathered, kernels::Matrix<float>{out.data, gathered.rows, gathered.cols, out.stride});
+  }
 }
 
 void HostStagedCommunicator::BroadcastIds(int32_t* ids, int64_t count) {

@@ -18,7 +18,7 @@ class HostStagedCommunicator final : public Communicator {
       : backend_(backend), inner_(std::move(inner)) {}
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
-  void AllReduceSum(kernels::Matrix<float> data) override;
+  void AllReduceSum(kernels::Matrix<const float> partial, kernels::FloatMatrix sum) override;
   void GatherColumns(kernels::Matrix<const float> local, kernels::Matrix<float> out) override;
   void BroadcastIds(int32_t* ids, int64_t count) override;
   void Abort() override { inner_->Abort(); }
@@ -27,12 +27,13 @@ class HostStagedCommunicator final : public Communicator {
   // Device rows into a packed host matrix over `buffer`, and back.
   kernels::Matrix<float> FromDevice(kernels::Matrix<const float> device,
                                     std::vector<float>* buffer);
-  void ToDevice(kernels::Matrix<float> host, kernels::Matrix<float> device);
+  void ToDevice(kernels::Matrix<float> host, kernels::FloatMatrix device);
 
   kernels::Backend* backend_;
   std::unique_ptr<Communicator> inner_;
   std::vector<float> local_;
   std::vector<float> gathered_;
+  std::vector<uint16_t> rounded_;
   std::vector<int32_t> ids_;
 };
 

@@ -13,7 +13,8 @@ class LocalCommunicator final : public Communicator {
   explicit LocalCommunicator(kernels::Backend* backend) : backend_(backend) {}
   int rank() const override { return 0; }
   int size() const override { return 1; }
-  void AllReduceSum(kernels::Matrix<float>) override {}
+  // Rounds by way of the host where the sum is not the partial itself.
+  void AllReduceSum(kernels::Matrix<const float> partial, kernels::FloatMatrix sum) override;
   // Copies by way of the host, since a backend has no copy of its own; nothing at all when `out` is
   // `local`.
   void GatherColumns(kernels::Matrix<const float> local, kernels::Matrix<float> out) override;

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/quant/half.h"
 #include "kernels/types.h"
 
 namespace qserve::worker::comm {
@@ -28,6 +29,22 @@ inline void Unpack(const float* packed, int64_t cols, int64_t first_col,
                    const kernels::Matrix<float>& matrix) {
   for (int64_t r = 0; r < matrix.rows; ++r) {
     std::copy_n(packed + r * cols, cols, matrix.row(r) + first_col);
+  }
+}
+
+// matrix[r][c] = packed[r * cols + c], rounded to the matrix's type; in host memory.
+inline void Store(const float* packed, const kernels::FloatMatrix& matrix) {
+  if (matrix.type == kernels::FloatType::kF32) {
+    for (int64_t r = 0; r < matrix.rows; ++r) {
+      std::copy_n(packed + r * matrix.cols, matrix.cols, matrix.row(r));
+    }
+    return;
+  }
+  const auto round =
+      matrix.type == kernels::FloatType::kF16 ? kernels::FloatToHalf : kernels::FloatToBf16;
+  for (int64_t r = 0; r < matrix.rows; ++r) {
+    uint16_t* row = static_cast<uint16_t*>(matrix.data) + r * matrix.stride;
+    std::transform(packed + r * matrix.cols, packed + (r + 1) * matrix.cols, row, round);
   }
 }
 

@@ -44,13 +44,14 @@ void ThreadCommunicator::FailAborted() {
   backend_->Fail({kernels::StatusCode::kDevice, "a collective of the group was aborted"});
 }
 
-void ThreadCommunicator::AllReduceSum(kernels::Matrix<float> data) {
-  const int64_t count = data.rows * data.cols;
+void ThreadCommunicator::AllReduceSum(kernels::Matrix<const float> partial,
+                                      kernels::FloatMatrix sum) {
+  const int64_t count = partial.rows * partial.cols;
   if (count == 0) return;
   backend_->Synchronize();
   mine_.resize(static_cast<size_t>(count));
   sum_.resize(static_cast<size_t>(count));
-  Pack(data, mine_.data());
+  Pack(partial, mine_.data());
   std::vector<const void*> all;
   if (!hub_->Exchange(rank_, mine_.data(), &all)) return FailAborted();
   std::vector<const float*> inputs;
@@ -58,7 +59,7 @@ void ThreadCommunicator::AllReduceSum(kernels::Matrix<float> data) {
   SumInRankOrder(inputs.data(), size(), count, sum_.data());
   // Others still read mine_ until here.
   if (!hub_->Barrier()) return FailAborted();
-  Unpack(sum_.data(), data.cols, 0, data);
+  Store(sum_.data(), sum);
 }
 
 void ThreadCommunicator::GatherColumns(kernels::Matrix<const float> local,

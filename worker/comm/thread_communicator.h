@@ -47,7 +47,7 @@ class ThreadCommunicator final : public Communicator {
       : hub_(hub), rank_(rank), backend_(backend) {}
   int rank() const override { return rank_; }
   int size() const override { return hub_->size(); }
-  void AllReduceSum(kernels::Matrix<float> data) override;
+  void AllReduceSum(kernels::Matrix<const float> partial, kernels::FloatMatrix sum) override;
   void GatherColumns(kernels::Matrix<const float> local, kernels::Matrix<float> out) override;
   void BroadcastIds(int32_t* ids, int64_t count) override;
   void Abort() override { hub_->Abort(); }

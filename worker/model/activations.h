@@ -12,28 +12,35 @@
 
 namespace qserve::worker::model {
 
-// Up to `max_rows` rows of fp32.
+// Up to `max_rows` rows of `type`.
 class FloatRows {
  public:
-  static absl::StatusOr<FloatRows> Create(kernels::Backend& backend, int64_t max_rows,
-                                          int64_t cols) {
+  static absl::StatusOr<FloatRows> Create(kernels::Backend& backend, kernels::FloatType type,
+                                          int64_t max_rows, int64_t cols) {
     FloatRows rows;
+    rows.type_ = type;
     rows.max_rows_ = max_rows;
     rows.cols_ = cols;
-    ASSIGN_OR_RETURN(rows.buffer_, ToAbsl(backend.Allocate(max_rows * cols * int64_t{sizeof(float)},
+    ASSIGN_OR_RETURN(rows.buffer_, ToAbsl(backend.Allocate(max_rows * cols * kernels::BytesOf(type),
                                                            "activations")));
     return rows;
   }
 
   // The first `count` rows.
-  kernels::Matrix<float> First(int64_t count) const {
+  kernels::FloatMatrix First(int64_t count) const {
     QSERVE_CHECK(count <= max_rows_);
+    return {buffer_.data(), type_, count, cols_, cols_};
+  }
+  // The same of fp32 rows.
+  kernels::Matrix<float> FirstF32(int64_t count) const {
+    QSERVE_CHECK(count <= max_rows_ && type_ == kernels::FloatType::kF32);
     return {.data = buffer_.as<float>(), .rows = count, .cols = cols_, .stride = cols_};
   }
   int64_t max_rows() const { return max_rows_; }
 
  private:
   kernels::Buffer buffer_;
+  kernels::FloatType type_ = kernels::FloatType::kF32;
   int64_t max_rows_ = 0;
   int64_t cols_ = 0;
 };

@@ -11,6 +11,8 @@
 namespace qserve::worker::model {
 
 using kernels::Activation;
+using kernels::ConstFloatMatrix;
+using kernels::FloatMatrix;
 using kernels::Matrix;
 
 absl::StatusOr<std::unique_ptr<Llama>> Llama::Create(const checkpoint::ModelConfig& config,
@@ -40,8 +42,10 @@ absl::Status Llama::Allocate() {
   const int64_t tokens = options_.max_step_tokens;
   const bool observed = options_.observer != nullptr;
   const LayerWeights& first = weights_.layers.front();
-  const auto rows = [&](FloatRows& to, int64_t max_rows, int64_t cols) -> absl::Status {
-    ASSIGN_OR_RETURN(to, FloatRows::Create(backend_, max_rows, cols));
+  const kernels::FloatType type = backend_.info().activation_type;
+  const auto rows = [&](FloatRows& to, int64_t max_rows, int64_t cols,
+                        kernels::FloatType element) -> absl::Status {
+    ASSIGN_OR_RETURN(to, FloatRows::Create(backend_, element, max_rows, cols));
     return absl::OkStatus();
   };
   const auto input = [&](LinearInputRows& to, int64_t max_rows,
@@ -49,13 +53,16 @@ absl::Status Llama::Allocate() {
     ASSIGN_OR_RETURN(to, LinearInputRows::Create(backend_, max_rows, weight, observed));
     return absl::OkStatus();
   };
-  RETURN_IF_ERROR(rows(residual_, tokens, config_.hidden_size));
-  RETURN_IF_ERROR(rows(delta_, tokens, config_.hidden_size));
-  RETURN_IF_ERROR(rows(qkv_, tokens, first.qkv->n));
-  RETURN_IF_ERROR(rows(gate_up_, tokens, first.feed_forward.gate_up->n));
+  RETURN_IF_ERROR(rows(residual_, tokens, config_.hidden_size, type));
+  RETURN_IF_ERROR(rows(delta_, tokens, config_.hidden_size, type));
+  if (NeedsPartialSums()) {
+    RETURN_IF_ERROR(rows(partial_, tokens, config_.hidden_size, kernels::FloatType::kF32));
+  }
+  RETURN_IF_ERROR(rows(qkv_, tokens, first.qkv->n, type));
+  RETURN_IF_ERROR(rows(gate_up_, tokens, first.feed_forward.gate_up->n, type));
   // Rank 0 computes its own columns in place: gathering one rank's logits moves nothing.
   const int64_t logit_columns = shard_.vocab_rows * (shard_.rank == 0 ? shard_.size : 1);
-  RETURN_IF_ERROR(rows(logits_, options_.max_logit_rows, logit_columns));
+  RETURN_IF_ERROR(rows(logits_, options_.max_logit_rows, logit_columns, kernels::FloatType::kF32));
   RETURN_IF_ERROR(input(block_input_, tokens, *first.qkv));
   RETURN_IF_ERROR(input(attention_output_, tokens, *first.o));
   RETURN_IF_ERROR(input(feed_forward_hidden_, tokens, *first.feed_forward.down));
@@ -78,12 +85,11 @@ void Llama::Forward(const StepInputs& inputs, std::span<const LayerKv> kv,
   Embed(inputs);
   for (int64_t layer = 0; layer < config_.layers; ++layer) {
     const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
-    const Matrix<const float> before =
-        layer == 0 ? Matrix<const float>{} : AsConst(delta_.First(tokens));
+    const ConstFloatMatrix before =
+        layer == 0 ? ConstFloatMatrix{} : ConstFloatMatrix(delta_.First(tokens));
     Norm(before, weights.input_gain, {}, block_input_.First(tokens));
     Attention(layer, inputs, kv[static_cast<size_t>(layer)]);
-    Norm(AsConst(delta_.First(tokens)), weights.post_attention_gain, {},
-         block_input_.First(tokens));
+    Norm(delta_.First(tokens), weights.post_attention_gain, {}, block_input_.First(tokens));
     FeedForward(layer, tokens);
     ObserveBlockOutput(layer, tokens);
   }
@@ -93,16 +99,32 @@ void Llama::Forward(const StepInputs& inputs, std::span<const LayerKv> kv,
 
 // Each rank knows its own ids and gives zeros for the others: the sum is exact.
 void Llama::Embed(const StepInputs& inputs) {
-  const Matrix<float> residual = residual_.First(std::ssize(inputs.token_ids));
+  const FloatMatrix residual = residual_.First(std::ssize(inputs.token_ids));
+  const FloatMatrix partial = PartialOf(residual);
   kernels::ops::Embed(backend_, {.table = weights_.embedding_table,
                                  .token_ids = inputs.token_ids,
                                  .sampled_ids = sampled_ids_.as<int32_t>(),
-                                 .out = residual});
-  communicator_.AllReduceSum(residual);
+                                 .out = partial});
+  SumOverRanks(partial, residual);
 }
 
-void Llama::Norm(Matrix<const float> delta, const kernels::Buffer& gain,
-                 std::span<const int32_t> rows, const Activation& out) {
+// Ranks add fp32 values and round once: where activations are narrower, partial sums have memory
+// of their own.
+bool Llama::NeedsPartialSums() const {
+  return shard_.size > 1 && backend_.info().activation_type != kernels::FloatType::kF32;
+}
+
+FloatMatrix Llama::PartialOf(const FloatMatrix& sum) const {
+  return NeedsPartialSums() ? partial_.First(sum.rows) : sum;
+}
+
+void Llama::SumOverRanks(const FloatMatrix& partial, const FloatMatrix& sum) {
+  if (shard_.size == 1) return;
+  communicator_.AllReduceSum({partial.row(0), partial.rows, partial.cols, partial.stride}, sum);
+}
+
+void Llama::Norm(ConstFloatMatrix delta, const kernels::Buffer& gain, std::span<const int32_t> rows,
+                 const Activation& out) {
   const int64_t tokens = delta.data != nullptr ? delta.rows : out.rows;
   kernels::ops::Norm(backend_, {.residual = residual_.First(tokens),
                                 .delta = delta,
@@ -117,9 +139,9 @@ void Llama::Attention(int64_t layer, const StepInputs& inputs, const LayerKv& kv
   const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
   const int64_t tokens = std::ssize(inputs.token_ids);
   const int heads = shard_.local_heads();
-  const Matrix<float> qkv = qkv_.First(tokens);
+  const FloatMatrix qkv = qkv_.First(tokens);
   const Activation input = block_input_.First(tokens), output = attention_output_.First(tokens);
-  const Matrix<float> delta = delta_.First(tokens);
+  const FloatMatrix delta = delta_.First(tokens), partial = PartialOf(delta);
 
   ObserveInput(layer, LinearInput::kQkv, input);
   kernels::ops::Linear(backend_, {.weight = weights.qkv.get(), .x = input, .out = qkv});
@@ -134,7 +156,7 @@ void Llama::Attention(int64_t layer, const StepInputs& inputs, const LayerKv& kv
                                       .sequences = inputs.sequences,
                                       .layer = kv.pages});
   ObserveRotated(layer, inputs, std::move(keys));
-  const Matrix<const float> q = {qkv.data, tokens, int64_t{heads} * config_.head_dim, qkv.stride};
+  const ConstFloatMatrix q = kernels::Columns(qkv, 0, int64_t{heads} * config_.head_dim);
   kernels::ops::Attention(backend_,
                           {.q = q,
                            .heads = heads,
@@ -145,22 +167,23 @@ void Llama::Attention(int64_t layer, const StepInputs& inputs, const LayerKv& kv
                            .layer = kv.pages,
                            .out = output});
   ObserveInput(layer, LinearInput::kO, output);
-  kernels::ops::Linear(backend_, {.weight = weights.o.get(), .x = output, .out = delta});
-  communicator_.AllReduceSum(delta);
+  kernels::ops::Linear(backend_, {.weight = weights.o.get(), .x = output, .out = partial});
+  SumOverRanks(partial, delta);
 }
 
 // block_input_ -> delta_: down(silu(gate) * up).
 void Llama::FeedForward(int64_t layer, int64_t tokens) {
   const FeedForwardWeights& weights = weights_.layers[static_cast<size_t>(layer)].feed_forward;
   const Activation input = block_input_.First(tokens), hidden = feed_forward_hidden_.First(tokens);
-  const Matrix<float> gate_up = gate_up_.First(tokens), delta = delta_.First(tokens);
+  const FloatMatrix gate_up = gate_up_.First(tokens), delta = delta_.First(tokens);
+  const FloatMatrix partial = PartialOf(delta);
 
   ObserveInput(layer, LinearInput::kGateUp, input);
   kernels::ops::Linear(backend_, {.weight = weights.gate_up.get(), .x = input, .out = gate_up});
-  kernels::ops::SiluMul(backend_, {.gate_up = AsConst(gate_up), .out = hidden});
+  kernels::ops::SiluMul(backend_, {.gate_up = gate_up, .out = hidden});
   ObserveInput(layer, LinearInput::kDown, hidden);
-  kernels::ops::Linear(backend_, {.weight = weights.down.get(), .x = hidden, .out = delta});
-  communicator_.AllReduceSum(delta);
+  kernels::ops::Linear(backend_, {.weight = weights.down.get(), .x = hidden, .out = partial});
+  SumOverRanks(partial, delta);
 }
 
 // Final norm and head over the rows whose next token is wanted, and no others.
@@ -169,9 +192,8 @@ void Llama::Logits(const StepInputs& inputs) {
   logits_view_ = {};
   if (rows == 0) return;
   const Activation input = head_input_.First(rows);
-  Norm(AsConst(delta_.First(std::ssize(inputs.token_ids))), weights_.final_gain, inputs.logit_rows,
-       input);
-  const Matrix<float> all = logits_.First(rows);
+  Norm(delta_.First(std::ssize(inputs.token_ids)), weights_.final_gain, inputs.logit_rows, input);
+  const Matrix<float> all = logits_.FirstF32(rows);
   const Matrix<float> local = {all.data, rows, shard_.vocab_rows, all.stride};
   kernels::ops::Linear(backend_, {.weight = weights_.lm_head.get(), .x = input, .out = local});
   communicator_.GatherColumns(AsConst(local), all);

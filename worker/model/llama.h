@@ -76,7 +76,11 @@ class Llama {
   absl::Status Allocate();
 
   void Embed(const StepInputs& inputs);
-  void Norm(kernels::Matrix<const float> delta, const kernels::Buffer& gain,
+  bool NeedsPartialSums() const;
+  // Where a rank's part of `sum` goes: the sum's own memory, or fp32 memory of its size.
+  kernels::FloatMatrix PartialOf(const kernels::FloatMatrix& sum) const;
+  void SumOverRanks(const kernels::FloatMatrix& partial, const kernels::FloatMatrix& sum);
+  void Norm(kernels::ConstFloatMatrix delta, const kernels::Buffer& gain,
             std::span<const int32_t> rows, const kernels::Activation& out);
   void Attention(int64_t layer, const StepInputs& inputs, const LayerKv& kv);
   void FeedForward(int64_t layer, int64_t tokens);
@@ -100,7 +104,8 @@ class Llama {
   kernels::Buffer cos_sin_;      // [max_positions, head_dim]
   kernels::Buffer sampled_ids_;  // [slots]
   FloatRows residual_;           // [tokens, hidden]
-  FloatRows delta_;  // [tokens, hidden]: what o or down adds to the residual, by the next norm
+  FloatRows delta_;    // [tokens, hidden]: what o or down adds to the residual, by the next norm
+  FloatRows partial_;  // [tokens, hidden]: fp32 parts of a sum over ranks; see NeedsPartialSums
   FloatRows qkv_;
   FloatRows gate_up_;
   FloatRows logits_;             // rank 0: every rank's columns side by side; elsewhere this rank's

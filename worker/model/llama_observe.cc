@@ -1,19 +1,26 @@
 // What an ActivationObserver of a Llama sees. Nothing here runs while serving.
 #include <cmath>
+#include <cstddef>
 #include <utility>
 
+#include "kernels/quant/half.h"
 #include "worker/model/llama.h"
 
 namespace qserve::worker::model {
 namespace {
 
+using kernels::ConstFloatMatrix;
 using kernels::Matrix;
 
-std::vector<float> CopyRows(kernels::Backend& backend, Matrix<const float> device) {
+std::vector<float> CopyRows(kernels::Backend& backend, const ConstFloatMatrix& device) {
   std::vector<float> host(static_cast<size_t>(device.rows * device.cols));
+  const int64_t row_bytes = device.cols * kernels::BytesOf(device.type);
+  std::vector<std::byte> row(static_cast<size_t>(row_bytes));
   for (int64_t r = 0; r < device.rows; ++r) {
-    backend.CopyToHost(host.data() + r * device.cols, device.row(r),
-                       device.cols * int64_t{sizeof(float)});
+    const auto* from = static_cast<const std::byte*>(device.data) +
+                       r * device.stride * kernels::BytesOf(device.type);
+    backend.CopyToHost(row.data(), from, row_bytes);
+    kernels::WidenFloats(device.type, row.data(), device.cols, host.data() + r * device.cols);
   }
   return host;
 }
@@ -46,15 +53,15 @@ void RotateHead(float* head, int64_t head_dim, const float* cos_sin) {
 // RopeAppend leaves the k columns undefined, so that they are taken before it and rotated here.
 std::vector<float> Llama::KeysBeforeRope(int64_t tokens) {
   if (options_.observer == nullptr) return {};
-  const Matrix<float> qkv = qkv_.First(tokens);
   const int64_t head_dim = config_.head_dim;
-  return CopyRows(backend_, {qkv.data + shard_.local_heads() * head_dim, tokens,
-                             shard_.local_kv_heads() * head_dim, qkv.stride});
+  return CopyRows(backend_, kernels::Columns(qkv_.First(tokens), shard_.local_heads() * head_dim,
+                                             shard_.local_kv_heads() * head_dim));
 }
 
 void Llama::ObserveInput(int64_t layer, LinearInput linear, const kernels::Activation& x) {
   if (options_.observer == nullptr) return;
-  const std::vector<float> host = CopyRows(backend_, {x.f32, x.rows, x.cols, x.f32_stride});
+  const std::vector<float> host =
+      CopyRows(backend_, Matrix<const float>{x.f32, x.rows, x.cols, x.f32_stride});
   options_.observer->OnLinearInput(layer, linear, View(host, x.rows));
 }
 
@@ -76,17 +83,16 @@ void Llama::ObserveRotated(int64_t layer, const StepInputs& inputs, std::vector<
       }
     }
   }
-  const Matrix<float> qkv = qkv_.First(tokens);
   const std::vector<float> queries =
-      CopyRows(backend_, {qkv.data, tokens, shard_.local_heads() * head_dim, qkv.stride});
+      CopyRows(backend_, kernels::Columns(qkv_.First(tokens), 0, shard_.local_heads() * head_dim));
   options_.observer->OnRotated(layer, View(queries, tokens), View(keys, tokens));
 }
 
 // The residual of the block is only added up by the next norm: here it is done on a copy.
 void Llama::ObserveBlockOutput(int64_t layer, int64_t tokens) {
   if (options_.observer == nullptr) return;
-  std::vector<float> sum = CopyRows(backend_, AsConst(residual_.First(tokens)));
-  const std::vector<float> delta = CopyRows(backend_, AsConst(delta_.First(tokens)));
+  std::vector<float> sum = CopyRows(backend_, residual_.First(tokens));
+  const std::vector<float> delta = CopyRows(backend_, delta_.First(tokens));
   for (size_t i = 0; i < sum.size(); ++i) sum[i] += delta[i];
   options_.observer->OnBlockOutput(layer, View(sum, tokens));
 }

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "common/philox.h"
+#include "kernels/quant/half.h"
 #include "tests/unit/worker/comm/host_memory_backend.h"
 #include "tests/unit/worker/comm/memory_store.h"
 #include "worker/comm/gloo_communicator.h"
@@ -112,10 +113,30 @@ TEST_P(CommunicatorTest, SumsInRankOrderWhateverTheSize) {
     const std::vector<uint32_t> expected = Bits(SerialSum(size(), count));
     group.RunAll([&](int r) {
       std::vector<float> data = Values(r, count);
-      const kernels::Status status = group.rank(r).backend.Run(
-          0, [&] { group.rank(r).communicator->AllReduceSum({data.data(), 1, count, count}); });
+      const kernels::Status status = group.rank(r).backend.Run(0, [&] {
+        group.rank(r).communicator->AllReduceSumInPlace({data.data(), 1, count, count});
+      });
       EXPECT_TRUE(status.ok()) << status.message();
       EXPECT_TRUE(Bits(data) == expected) << "rank " << r << ", " << count << " floats";
+    });
+  }
+}
+
+TEST_P(CommunicatorTest, RoundsTheSumOnceToTheTypeThatIsAskedFor) {
+  Group group(transport(), size());
+  for (const int64_t count : {5, 16385}) {
+    const std::vector<float> expected = SerialSum(size(), count);
+    group.RunAll([&](int r) {
+      const std::vector<float> data = Values(r, count);
+      std::vector<uint16_t> half(data.size()), bf16(data.size());
+      const kernels::Matrix<const float> partial = {data.data(), 1, count, count};
+      comm::Communicator& communicator = *group.rank(r).communicator;
+      communicator.AllReduceSum(partial, {half.data(), kernels::FloatType::kF16, 1, count, count});
+      communicator.AllReduceSum(partial, {bf16.data(), kernels::FloatType::kBf16, 1, count, count});
+      for (size_t i = 0; i < data.size(); ++i) {
+        ASSERT_EQ(half[i], kernels::FloatToHalf(expected[i])) << i;
+        ASSERT_EQ(bf16[i], kernels::FloatToBf16(expected[i])) << i;
+      }
     });
   }
 }
@@ -129,7 +150,7 @@ TEST_P(CommunicatorTest, LeavesTheGapsBetweenRowsAlone) {
     group.RunAll([&](int r) {
       const std::vector<float> before = Values(r, rows * stride);
       std::vector<float> data = before;
-      group.rank(r).communicator->AllReduceSum({data.data(), rows, cols, stride});
+      group.rank(r).communicator->AllReduceSumInPlace({data.data(), rows, cols, stride});
       for (int64_t i = 0; i < rows * stride; ++i) {
         const auto at = static_cast<size_t>(i);
         const float want = i % stride < cols ? expected[at] : before[at];
@@ -181,7 +202,7 @@ TEST_P(CommunicatorTest, ManyCallsInARowStayInStep) {
     for (int step = 0; step < 60; ++step) {
       std::vector<float> data(static_cast<size_t>(1 + step * 7 % 40), static_cast<float>(step));
       const auto count = static_cast<int64_t>(data.size());
-      communicator.AllReduceSum({data.data(), 1, count, count});
+      communicator.AllReduceSumInPlace({data.data(), 1, count, count});
       ASSERT_THAT(data, ::testing::Each(static_cast<float>(step * size())));
       int32_t id = r == 0 ? step : -1;
       communicator.BroadcastIds(&id, 1);
@@ -223,8 +244,9 @@ TEST_P(LossTest, AbortEndsAPendingCollectiveAndAllLaterOnes) {
     }
     for (int attempt = 0; attempt < 2; ++attempt) {
       std::vector<float> data(100'000);
-      const kernels::Status status = group.rank(r).backend.Run(
-          0, [&] { group.rank(r).communicator->AllReduceSum({data.data(), 1, 100'000, 100'000}); });
+      const kernels::Status status = group.rank(r).backend.Run(0, [&] {
+        group.rank(r).communicator->AllReduceSumInPlace({data.data(), 1, 100'000, 100'000});
+      });
       EXPECT_EQ(status.code(), kernels::StatusCode::kDevice) << "rank " << r;
       EXPECT_FALSE(status.message().empty());
     }
@@ -244,7 +266,7 @@ TEST(GlooCommunicator, AnAbortReachesThePeersThatWaitForTheRank) {
     }
     std::vector<float> data(64);
     const kernels::Status status = group.rank(0).backend.Run(
-        0, [&] { group.rank(0).communicator->AllReduceSum({data.data(), 1, 64, 64}); });
+        0, [&] { group.rank(0).communicator->AllReduceSumInPlace({data.data(), 1, 64, 64}); });
     EXPECT_EQ(status.code(), kernels::StatusCode::kDevice);
   });
 }
@@ -260,7 +282,7 @@ TEST(GlooCommunicator, APeerThatIsGoneIsAnErrorForEveryCollective) {
         Communicator& communicator = *group.rank(0).communicator;
         // A broadcast may be handed over before the loss is seen; the second one may not.
         for (int i = 0; i < 1000 && call == 0; ++i) communicator.BroadcastIds(ids.data(), 4);
-        if (call == 1) communicator.AllReduceSum({data.data(), 1, 64, 64});
+        if (call == 1) communicator.AllReduceSumInPlace({data.data(), 1, 64, 64});
         if (call == 2)
           communicator.GatherColumns({data.data(), 1, 32, 32}, {data.data(), 1, 64, 64});
       });
@@ -273,7 +295,7 @@ TEST(GlooCommunicator, ASilentPeerIsAnErrorAfterTheTimeOut) {
   Group group(Transport::kGloo, 2, std::chrono::milliseconds(300));
   std::vector<float> data(8);
   const kernels::Status status = group.rank(0).backend.Run(
-      0, [&] { group.rank(0).communicator->AllReduceSum({data.data(), 1, 8, 8}); });
+      0, [&] { group.rank(0).communicator->AllReduceSumInPlace({data.data(), 1, 8, 8}); });
   EXPECT_EQ(status.code(), kernels::StatusCode::kDevice);
   EXPECT_THAT(status.message(), HasSubstr("all-reduce"));
 }
@@ -295,7 +317,7 @@ TEST(HostStagedCommunicator, CopiesEachByteOnceEachWay) {
   Group group(Transport::kHostStaged, 2);
   group.RunAll([&](int r) {
     std::vector<float> data = Values(r, 1000);
-    group.rank(r).communicator->AllReduceSum({data.data(), 10, 50, 100});
+    group.rank(r).communicator->AllReduceSumInPlace({data.data(), 10, 50, 100});
     EXPECT_EQ(group.rank(r).backend.bytes_out, 10 * 50 * 4);
     EXPECT_EQ(group.rank(r).backend.bytes_in, 10 * 50 * 4);
   });
@@ -306,7 +328,7 @@ TEST(LocalCommunicator, IsAGroupOfOne) {
   LocalCommunicator communicator(&backend);
   EXPECT_EQ(communicator.size(), 1);
   std::vector<float> data = Values(0, 12);
-  communicator.AllReduceSum({data.data(), 3, 4, 4});
+  communicator.AllReduceSumInPlace({data.data(), 3, 4, 4});
   EXPECT_EQ(data, Values(0, 12));
   std::vector<float> out(18, -1.0f);
   communicator.GatherColumns({data.data(), 3, 4, 4}, {out.data(), 3, 4, 6});
