@@ -8,19 +8,20 @@
 // counter finishes the work); all floating point is written out (Fma where one is meant: nothing is
 // contracted).
 //
-// Fragments are those of the PTX ISA. For a lane l, g = l / 4 and c = l % 4:
-//   MmaU8S8, MmaS8S8 (m16n8k32): a[0] row g, a[1] row g + 8, a[2] row g, a[3] row g + 8; a[0], a[1]
-//   columns 4c..4c+3,
-//     a[2], a[3] columns 16 + 4c..; b[0] k 4c..4c+3 of column g, b[1] k 16 + 4c..; first element in
-//     the lowest byte.
-//   MmaF16 (m16n8k16, fp16 x fp16 + fp32): a[0] row g, a[1] row g + 8, a[2] row g, a[3] row g + 8;
-//   a[0], a[1] columns
-//     2c, 2c + 1, a[2], a[3] columns 8 + 2c, +1; b[0] k 2c, 2c + 1 of column g, b[1] k 8 + 2c, +1;
-//     first in the low half.
-//   accumulators of both: d[0], d[1] row g columns 2c, 2c + 1; d[2], d[3] row g + 8.
-//   LoadMatrixX4: lane l names row l % 8 (16 bytes) of matrix l / 8; r[i] = bytes 4c..4c+3 of row g
-//   of matrix i. Its
-//     Transposed form takes 8x8 two-byte elements: r[i] = {m[2c][g], m[2c + 1][g]} of matrix i.
+// Fragments are those of the PTX ISA. Of lane l, with g = l / 4 and c = l % 4:
+//
+//   MmaU8S8, MmaS8S8   d [16][8] += a [16][32] * b [32][8], bytes, lowest byte first
+//     a[0], a[1]       rows g and g + 8, columns 4c .. 4c + 3
+//     a[2], a[3]       rows g and g + 8, columns 16 + 4c ..
+//     b[0], b[1]       column g, k 4c .. 4c + 3 and 16 + 4c ..
+//   MmaF16             d [16][8] += a [16][16] * b [16][8], fp16 pairs, first in the low half
+//     a[0], a[1]       rows g and g + 8, columns 2c, 2c + 1
+//     a[2], a[3]       rows g and g + 8, columns 8 + 2c, 9 + 2c
+//     b[0], b[1]       column g, k 2c, 2c + 1 and 8 + 2c, 9 + 2c
+//   d of both          d[0], d[1]: row g, columns 2c, 2c + 1; d[2], d[3]: row g + 8
+//   LoadMatrixX4       lane l names row l % 8, sixteen bytes, of matrix l / 8; r[i] is bytes
+//                      4c .. 4c + 3 of row g of matrix i
+//     ...Transposed    of 8x8 two-byte elements: r[i] = {m[2c][g], m[2c + 1][g]} of matrix i
 #pragma once
 
 #include <cstdint>

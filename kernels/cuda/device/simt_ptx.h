@@ -62,7 +62,8 @@ QSERVE_DEVICE uint64_t AtomicMax(uint64_t* to, uint64_t value) {
                    static_cast<unsigned long long>(value));
 }
 
-// Sixteen aligned bytes. Stream: read once, kept out of L1.
+// Sixteen aligned bytes. Stream: read once, kept out of L1, and never of memory that the same
+// launch writes (the read-only path may miss it).
 QSERVE_DEVICE Vec16 Load16(const void* from) {
   const uint4 v = *static_cast<const uint4*>(from);
   return {v.x, v.y, v.z, v.w};
@@ -78,7 +79,8 @@ QSERVE_DEVICE void Store16(void* to, Vec16 v) {
   *static_cast<uint4*>(to) = make_uint4(v.x, v.y, v.z, v.w);
 }
 
-// Sixteen bytes from global to shared memory, later; zeros if not valid (`from` is not read then).
+// Sixteen bytes from global to shared memory, later; zeros if not valid (`from` is not
+// read then, but must be a device address all the same).
 // Done after CopyAsyncWait<n>, which leaves at most the n groups committed last under way; others
 // see the bytes after a barrier.
 QSERVE_DEVICE void CopyAsync16(void* shared, const void* from, bool valid = true) {

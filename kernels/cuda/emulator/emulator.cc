@@ -284,7 +284,8 @@ void CopyAsync(void* shared, const void* from, int bytes, bool valid) {
   auto* to = static_cast<uint8_t*>(shared);
   const auto alignment = static_cast<uintptr_t>(bytes);
   QSERVE_CHECK(reinterpret_cast<uintptr_t>(to) % alignment == 0);
-  QSERVE_CHECK(!valid || reinterpret_cast<uintptr_t>(from) % alignment == 0);
+  QSERVE_CHECK_MSG(from != nullptr, "emulator: even a copy of nothing names a device address");
+  QSERVE_CHECK(reinterpret_cast<uintptr_t>(from) % alignment == 0);
   std::memset(to, kPoison, static_cast<size_t>(bytes));
   running->current().open_copies.push_back({to, static_cast<const uint8_t*>(from), bytes, valid});
 }

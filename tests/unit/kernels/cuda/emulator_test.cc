@@ -145,7 +145,7 @@ TEST(Emulator, CopiesArriveWhenWaitedForAndNotBefore) {
     const auto lane = static_cast<size_t>(LaneId());
     CopyAsync4(shared + lane, &from[lane]);
     CopyAsyncCommit();
-    CopyAsync4(shared + 32 + lane, nullptr, false);
+    CopyAsync4(shared + 32 + lane, &from[lane], false);
     CopyAsyncCommit();
     early[lane] = shared[lane];
     CopyAsyncWait<1>();
