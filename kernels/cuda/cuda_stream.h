@@ -25,8 +25,14 @@ class CudaStreamOwner {
   // True while a graph is recorded.
   virtual bool Recording() const = 0;
 
-  // Latches a failure of the step (Backend::Fail); the first one stays.
+  // Latches a failure of the step (Backend::Fail); the first one stays. From any thread: a
+  // communicator's watchdog fails the step before it ends work that is under way on the device, so
+  // that whoever then stops waiting for the stream finds the failure and no result.
   virtual void Fail(Status status) = 0;
+
+  // Waits for the stream and forgets all recorded graphs; nothing is recorded from then on. Called
+  // by a communicator whose work the graphs hold, before it goes away.
+  virtual void DropGraphs() = 0;
 };
 
 }  // namespace qserve::kernels::cuda
