@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <ranges>
 
 #include "common/philox.h"
 #include "kernels/cpu/float_ops.h"
@@ -29,8 +30,10 @@ std::vector<FloatOps> FastOps() {
     all.push_back({"emulated", true, isa::Embed, isa::Norm, isa::RopeAppend, isa::Attention,
                    isa::SiluMul, isa::Sample});
   }
-  // Tables that differ in their linears only (AVX-VNNI) share these operations with an earlier one.
-  for (const cpu::OpTable* table : cpu::AllOpTables()) {
+  // Tables that differ in their linears only share these operations (AVX-VNNI and AVX2): they run
+  // once, under the name of the one that needs less of the machine. From the last table to the
+  // best.
+  for (const cpu::OpTable* table : std::views::reverse(cpu::AllOpTables())) {
     const bool known = table->attention == cpu::reference::Attention ||
                        std::any_of(all.begin(), all.end(), [table](const FloatOps& ops) {
                          return ops.attention == table->attention;
