@@ -2,11 +2,12 @@
 // against it once; kernels/cpu, kernels/cuda and kernels/no_cuda implement it;
 // kernels/device_factory chooses.
 //
-// Threads: one thread at a time uses a Backend (the executor's). Operations run in the order of
-// their calls, possibly after the call has returned (a stream); Synchronize waits. Errors:
-// operations return void; the first failure is latched, later ones do nothing, and Run returns it.
-// Zero rows are legal everywhere and do nothing. All pointers in arguments are device memory of
-// this backend unless said otherwise; host structs are read during the call only. Call through
+// Threads: one thread at a time uses a Backend (the executor's), but for Fail, which any may call.
+// Operations run in the order of their calls, possibly after the call has returned (a stream);
+// Synchronize waits. Errors: operations return void; the first failure is latched, later ones do
+// nothing, and Run returns it. Zero rows are legal everywhere and do nothing. All pointers in
+// arguments are device memory of this backend unless said otherwise; host structs are read during
+// the call only, and within one step the same host array holds the same values. Call through
 // kernels/ops.h, which checks shapes.
 #pragma once
 
@@ -219,7 +220,14 @@ struct SampleArgs {
   std::span<const SampleRow> rows;
   int32_t* sampled_ids = nullptr;  // device [slots]
   std::vector<SampledToken>* results =
-      nullptr;  // host; one per row, valid after Synchronize or Run
+      nullptr;  // host; one per row, valid once the step is finished (Run, Finish, Synchronize);
+                // must live until then
+};
+
+// Device memory held for one purpose.
+struct MemoryUse {
+  std::string purpose;
+  int64_t bytes = 0;
 };
 
 struct DeviceInfo {
@@ -229,6 +237,9 @@ struct DeviceInfo {
   std::string isa;            // "reference", "avx2", ...; informative
   int64_t memory_bytes = 0;   // total
   FloatType activation_type = FloatType::kF32;  // of what passes between operations
+  // Begin returns while the device computes, and steps can be recorded; false where everything runs
+  // inside the call.
+  bool asynchronous = false;
 };
 
 class Backend {
@@ -241,6 +252,8 @@ class Backend {
   virtual void CopyToDevice(void* device, const void* host, int64_t bytes) = 0;
   virtual void CopyToHost(void* host, const void* device, int64_t bytes) = 0;  // waits
   virtual int64_t AvailableMemory() const = 0;  // bytes still to be had
+  // What the memory is used for, the headroom left to others included; empty where nobody counts.
+  virtual std::vector<MemoryUse> MemoryLedger() const { return {}; }
 
   // Reorders a validated weight for this backend's kernels; the argument may be freed afterwards.
   virtual StatusOr<std::unique_ptr<PackedLinear>> Pack(const LinearWeight& weight) = 0;
@@ -253,9 +266,32 @@ class Backend {
   virtual void SiluMul(const SiluMulArgs& args) = 0;
   virtual void Sample(const SampleArgs& args) = 0;
 
-  // Runs `step` (which calls operations), replaying a recording made under `key` where the device
-  // can; returns the first failure and clears it. key 0: never recorded.
+  // Runs `step` (which calls operations), replaying a recording made under `key` where there is
+  // one; returns the first failure and clears it. key 0: never recorded.
   virtual Status Run(uint64_t key, const std::function<void()>& step) = 0;
+
+  // Run in two halves, so that a step can be prepared while the device computes the one before.
+  // Begin returns what failed so far; a step that failed there needs no Finish. Finish waits for
+  // the oldest step begun and returns what failed since. At most two steps may be begun and not
+  // finished. Where nothing is asynchronous Begin is Run and Finish has nothing to do.
+  virtual Status Begin(uint64_t key, const std::function<void()>& step) { return Run(key, step); }
+  virtual Status Finish() { return {}; }
+
+  // Runs `step` once and records it under `key` (not 0) up to EndRecorded, so that a later Run or
+  // Begin with that key replays it with its own host arrays, of which none may be longer than here:
+  // `step` is the largest of its kind. When a recording is replayed, `step` is still called, but
+  // its operations up to EndRecorded only hand over their host arrays. Between steps only; the
+  // memory that operations name must stay where it is. Does nothing where nothing is asynchronous.
+  virtual Status Record(uint64_t /*key*/, const std::function<void()>& /*step*/) { return {}; }
+  // Called by a step: from here on its work depends on more than the key and is never recorded.
+  virtual void EndRecorded() {}
+
+  // Copies to the host when the step has come so far; the bytes are there once it is finished, and
+  // `host` must live until then. Inside a step, behind EndRecorded.
+  virtual void ReadAtFinish(void* host, const void* device, int64_t bytes) {
+    CopyToHost(host, device, bytes);
+  }
+
   virtual void Synchronize() = 0;
   // Latches a failure from outside (ops.h, a communicator in stream order). The first one stays.
   virtual void Fail(Status status) = 0;
