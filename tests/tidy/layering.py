@@ -42,20 +42,37 @@ ALLOWED = {
     "bench": _WORKER + ("client", "quantizer"),
 }
 
-# Files that compose: they may include what their room may not.
-COMPOSERS = {"kernels/device_factory": ("kernels/cpu", "kernels/cuda", "kernels/no_cuda")}
+# Files that compose: they may include what their room may not. NCCL's communicator works on the CUDA backend's stream.
+COMPOSERS = {
+    "kernels/device_factory": ("kernels/cpu", "kernels/cuda", "kernels/no_cuda"),
+    "kernels/cuda/runtime_emulated": ("kernels/cuda/emulator",),
+    "worker/comm/nccl": ("kernels/cuda",),
+}
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
 _GRPC = re.compile(r"^(grpcpp/|grpc/|grpc\+\+/)|\.grpc\.pb\.h$")
 _CUDA = re.compile(r"^(cuda|cublas|curand|cub/|thrust/|nvtx|nvml|mma\.h|cooperative_groups)")
 _NCCL = re.compile(r"^nccl")
 _GLOO = re.compile(r"^gloo/")
-_CU_SYSTEM = re.compile(r"^(cuda|cub/|cooperative_groups|mma\.h|cstdint$|cstddef$|type_traits$)")
+
+# What is compiled for a GPU: the kernels (device/) and the sources that launch them (*.cu) with their launch headers.
+_DEVICE = "kernels/cuda/device/"
+_DEVICE_STANDARD = ("cstddef", "cstdint", "limits", "type_traits", "utility")
+_LAUNCH_STANDARD = ("algorithm", "array", "bit", "cmath", "initializer_list")
+_DEVICE_PLAIN = ("kernels/types.h", "kernels/status.h")
+_PLAIN_ROOM = "kernels/quant/"
+_LAUNCH_HEADER = re.compile(r"^kernels/cuda/\w+\.h$")
+# Host code of the CUDA backend beside the launches: it knows the device interface, and device code knows nothing of it.
+_CUDA_HOST = ("kernels/cuda/runtime", "kernels/cuda/arena", "kernels/cuda/staging", "kernels/cuda/cuda_backend",
+              "kernels/cuda/cuda_stream", "kernels/cuda/step_runner", "kernels/cuda/graph")
+# What the vocabulary of device code is made of: the two compilers meet here.
+_VOCABULARY = (_DEVICE + "simt", _DEVICE + "kernel.h")
 
 # (pattern of the included header, folders and files that may, why)
 _EXTERNAL = (
-    (_CUDA, ("kernels/cuda/", "worker/comm/", "tests/"), "CUDA headers stay in kernels/cuda and worker/comm"),
-    (_NCCL, ("worker/comm/", "tests/"), "NCCL stays in worker/comm"),
+    (_CUDA, (_DEVICE + "simt_ptx.h", _DEVICE + "kernel.h", "kernels/cuda/runtime_cuda.cc", "worker/comm/nccl_library.cc", "tests/gpu/"),
+     "CUDA headers stay in simt_ptx.h, kernel.h, runtime_cuda.cc and nccl_library.cc"),
+    (_NCCL, ("worker/comm/nccl_library.cc",), "NCCL stays in nccl_library.cc"),
     (_GLOO, ("worker/comm/", "tests/"), "Gloo stays in worker/comm"),
 )
 _GRPC_IN_COMMON = "common/rpc/"
@@ -161,14 +178,31 @@ def check_external(source):
             yield source.at(line, RULE, f"{header}: the engine and everything below it know no gRPC")
 
 
-def check_cu(source):
-    """A .cu file and the device headers see launch.h and device/ only."""
-    for line, header, quoted in includes(source):
-        if not quoted and _CU_SYSTEM.search(header):
-            continue
-        if header.startswith("kernels/cuda/device/") or (source.suffix == ".cu" and header == "kernels/cuda/launch.h"):
-            continue
-        yield source.at(line, RULE, f"device code includes only kernels/cuda/launch.h and kernels/cuda/device, not {header}")
+def is_device_code(path):
+    return path.startswith(_DEVICE) or (path.endswith((".cu", ".cuh")) and not path.startswith("tests/"))
+
+
+def launch_headers(files):
+    """Headers of kernels/cuda that a .cu includes: nvcc compiles them, so the same rule holds for them."""
+    return {header for source in files if source.is_cpp and source.suffix == ".cu" and is_device_code(source.path)
+            for _, header, _ in includes(source) if _LAUNCH_HEADER.match(header)}
+
+
+def may_be_in_device_code(source, header):
+    if header.startswith((_DEVICE, _PLAIN_ROOM)) or header in _DEVICE_PLAIN or header in _DEVICE_STANDARD:
+        return True
+    if source.path.startswith(_VOCABULARY):
+        return True
+    if source.path.startswith(_DEVICE):
+        return header == "kernels/cuda/stream.h"
+    return header in _LAUNCH_STANDARD or (bool(_LAUNCH_HEADER.match(header)) and not header.startswith(_CUDA_HOST))
+
+
+def check_device(source):
+    """Device code sees device/, launch headers and plain types: neither the backend nor anything that waits or allocates."""
+    for line, header, _ in includes(source):
+        if not may_be_in_device_code(source, header):
+            yield source.at(line, RULE, f"device code includes only kernels/cuda/device, launch headers and plain types, not {header}")
 
 
 def check_concrete(source):
@@ -181,6 +215,7 @@ def check_concrete(source):
 
 def check(files):
     known = {source.path for source in files}
+    launches = launch_headers(files)
     for source in files:
         if not source.is_cpp:
             continue
@@ -188,5 +223,5 @@ def check(files):
         yield from check_paths(source, known)
         yield from check_external(source)
         yield from check_concrete(source)
-        if source.suffix in (".cu", ".cuh") and not source.path.startswith("tests/"):
-            yield from check_cu(source)
+        if is_device_code(source.path) or source.path in launches:
+            yield from check_device(source)

@@ -144,22 +144,37 @@ class LayeringTest(TidyTest):
                 self.assert_one(f"{path}:1: [layering]", why)
 
     def test_external_headers_at_home_pass(self):
-        self.write_built("worker/comm/a.cc", "#include <gloo/context.h>\n#include <nccl.h>\n")
+        self.write_built("worker/comm/a.cc", "#include <gloo/context.h>\n")
+        self.write_built("worker/comm/nccl_library.cc", "#include <cuda_runtime_api.h>\n#include <nccl.h>\n")
+        self.write_built("kernels/cuda/runtime_cuda.cc", "#include <cuda_runtime_api.h>\n")
         self.write_built("worker/serve/a.cc", "#include <grpcpp/server.h>\n")
         self.assert_clean()
 
-    def test_device_code_includes_only_launch_and_device(self):
+    def test_device_code_includes_only_launch_headers_and_device(self):
         self.include("kernels/cuda/a.cu", "kernels/ops.h")
         self.assert_one("device code includes only")
         self.setUp()
-        self.include("kernels/cuda/a.cu", "kernels/cuda/launch.h")
-        self.write_built("kernels/cuda/b.cu", "#include <cuda_fp16.h>\n")
+        self.include("kernels/cuda/a.cu", "kernels/cuda/a.h")
+        self.assert_clean()
+        self.write({"kernels/cuda/a.h": '#pragma once\n#include "kernels/types.h"\n', "kernels/types.h": "#pragma once\n"})
+        self.write({"kernels/README.md": "# Folder\n"})
         self.assert_clean()
 
+    def test_launch_headers_know_nothing_of_the_backend(self):
+        self.include("kernels/cuda/a.cu", "kernels/cuda/a.h")
+        self.include("kernels/cuda/a.h", "kernels/backend.h")
+        self.assert_one("kernels/cuda/a.h:1: [layering]", "device code includes only")
+        self.setUp()
+        self.include("kernels/cuda/a.cu", "kernels/cuda/runtime.h")
+        self.assert_one("kernels/cuda/a.cu:1: [layering]", "device code includes only")
+
+    def test_cuda_headers_stay_in_the_vocabulary(self):
+        self.write_built("kernels/cuda/b.cu", "#include <cuda_fp16.h>\n")
+        self.assertTrue(any("CUDA headers stay" in line for line in self.found()))
+
     def test_device_headers_include_only_device(self):
-        self.write_built("kernels/cuda/device/b.cuh", '#include "kernels/cuda/launch.h"\n')
-        self.include("kernels/cuda/a.cu", "kernels/cuda/device/b.cuh")
-        self.write_built("kernels/cuda/launch.h", "#pragma once\n")
+        self.include("kernels/cuda/device/b.h", "kernels/cuda/a.h")
+        self.include("kernels/cuda/a.cu", "kernels/cuda/device/b.h")
         self.assertEqual(len([line for line in self.found() if "device code includes only" in line]), 1)
 
     def test_concrete_classes_are_named_in_one_place(self):

@@ -1,0 +1,457 @@
+#include "worker/comm/nccl_communicator.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstddef>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "common/check.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "kernels/cuda/rank_sum.h"
+#include "worker/comm/nccl_plan.h"
+#include "worker/comm/nccl_rendezvous.h"
+
+namespace qserve::worker::comm {
+namespace {
+
+using kernels::FloatMatrix;
+using kernels::FloatType;
+using kernels::Matrix;
+using kernels::cuda::RankSumLaunch;
+
+constexpr int64_t kFloatBytes = sizeof(float);
+
+TimePoint Now() { return SteadyClock().Now(); }
+
+FloatMatrix RowsOf(const FloatMatrix& m, int64_t first, int64_t rows) {
+  auto* data = static_cast<std::byte*>(m.data) + first * m.stride * kernels::BytesOf(m.type);
+  return {data, m.type, rows, m.cols, m.stride};
+}
+
+Matrix<const float> RowsOf(const Matrix<const float>& m, int64_t first, int64_t rows) {
+  return {m.row(first), rows, m.cols, m.stride};
+}
+
+// Elements [first, first + count) of a matrix without gaps.
+FloatMatrix Flat(const FloatMatrix& m, int64_t first, int64_t count) {
+  auto* data = static_cast<std::byte*>(m.data) + first * kernels::BytesOf(m.type);
+  return {data, m.type, 1, count, count};
+}
+
+template <class M>
+bool Contiguous(const M& m) {
+  return m.stride == m.cols || m.rows <= 1;
+}
+
+// Polls NCCL until what was begun is done; gives the processor away meanwhile.
+class Patience {
+ public:
+  void Wait() {
+    if (++polls_ < kSpins) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  }
+
+ private:
+  static constexpr int kSpins = 200;
+  int polls_ = 0;
+};
+
+class NcclCommunicator final : public Communicator {
+ public:
+  NcclCommunicator(const NcclOptions& options, kernels::cuda::CudaStreamOwner* owner,
+                   std::unique_ptr<NcclApi> api)
+      : options_(options), owner_(owner), api_(std::move(api)) {}
+
+  ~NcclCommunicator() override {
+    if (!watchdog_.joinable()) return;
+    // NCCL waits for graphs that hold its work, so they go first, after a failure too.
+    owner_->DropGraphs();
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+      changed_.notify_all();
+    }
+    watchdog_.join();
+  }
+
+  int rank() const override { return options_.rank; }
+  int size() const override { return options_.size; }
+
+  absl::Status Start(group::KeyValueStore* store, kernels::Backend* backend);
+
+  void AllReduceSum(Matrix<const float> partial, FloatMatrix sum) override;
+  void GatherColumns(Matrix<const float> local, Matrix<float> out) override;
+  void BroadcastIds(int32_t* ids, int64_t count) override;
+  void Abort() override { Break("aborted"); }
+
+ private:
+  float* workspace() const { return workspace_.as<float>(); }
+  int64_t workspace_floats() const { return workspace_.bytes() / kFloatBytes; }
+
+  bool Usable();
+  bool Issue(const char* what, const std::function<NcclResult()>& calls);
+  NcclResult Group(const std::function<NcclResult()>& calls);
+  absl::Status WaitConnected();
+  void Break(const std::string& reason);
+  void PlaceMark();
+  void Launch(const RankSumLaunch& launch);
+  void Copy(const Matrix<const float>& from, const FloatMatrix& to);
+  void OneShotSum(const Matrix<const float>& partial, const FloatMatrix& sum);
+  void PartedSum(const Matrix<const float>& partial, const FloatMatrix& sum);
+  NcclResult ExchangeParts(const Matrix<const float>& partial);
+  NcclResult BroadcastParts(const FloatMatrix& sum);
+
+  void Watch();
+  std::string Trouble();
+  void End();
+
+  const NcclOptions options_;
+  kernels::cuda::CudaStreamOwner* const owner_;
+  const std::unique_ptr<NcclApi> api_;
+  kernels::Buffer workspace_;
+
+  // Guards all calls of api_ but Abort, and what follows. No call is made after a failure.
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::string failure_;
+  bool stopping_ = false;
+  bool mark_pending_ = false;
+  TimePoint mark_placed_;
+  std::thread watchdog_;
+};
+
+absl::Status NcclCommunicator::Start(group::KeyValueStore* store, kernels::Backend* backend) {
+  auto workspace = backend->Allocate(options_.workspace_bytes, "collectives");
+  if (!workspace.ok()) return absl::ResourceExhaustedError(workspace.status().message());
+  workspace_ = *std::move(workspace);
+  std::string id;
+  if (rank() == 0 && api_->NewId(&id) == NcclResult::kFailed) {
+    return absl::UnavailableError("NCCL cannot make a group: " + api_->ErrorText());
+  }
+  ASSIGN_OR_RETURN(id, ShareNcclId(options_, store, id));
+  if (api_->Connect(size(), rank(), id) == NcclResult::kFailed) {
+    return absl::UnavailableError("NCCL cannot connect: " + api_->ErrorText());
+  }
+  const absl::Status connected = WaitConnected();
+  if (!connected.ok()) {
+    api_->Abort();
+    return connected;
+  }
+  watchdog_ = std::thread([this] { Watch(); });
+  return absl::OkStatus();
+}
+
+absl::Status NcclCommunicator::WaitConnected() {
+  const TimePoint deadline = Now() + options_.connect_timeout;
+  for (Patience patience;; patience.Wait()) {
+    const NcclResult state = api_->State();
+    if (state == NcclResult::kOk) return absl::OkStatus();
+    if (state == NcclResult::kFailed) {
+      return absl::UnavailableError(
+          fmt::format("rank {} of {} could not connect to the other GPUs by NCCL: {}", rank(),
+                      size(), api_->ErrorText()));
+    }
+    if (Now() >= deadline) {
+      return absl::DeadlineExceededError(fmt::format(
+          "rank {} of {} waited in vain for the other GPUs to connect by NCCL", rank(), size()));
+    }
+  }
+}
+
+// Fails the step and has the watchdog end what runs on the device. Only the watchdog's thread calls
+// NCCL's abort, which may wait for graphs to be dropped.
+void NcclCommunicator::Break(const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  if (!failure_.empty()) return;
+  failure_ = reason;
+  owner_->Fail({kernels::StatusCode::kDevice, "a collective of the group failed: " + reason});
+  changed_.notify_all();
+}
+
+// Whether work is to be issued now. After a failure every step fails.
+bool NcclCommunicator::Usable() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_.empty()) {
+      owner_->Fail({kernels::StatusCode::kDevice, "a collective of the group failed: " + failure_});
+      return false;
+    }
+  }
+  return owner_->Issuing();
+}
+
+// Makes NCCL's calls and waits until they are on the stream: NCCL may put them there on a thread of
+// its own, and what comes next must come after them. False: failed.
+bool NcclCommunicator::Issue(const char* what, const std::function<NcclResult()>& calls) {
+  if (!owner_->Issuing()) return false;
+  const TimePoint deadline = Now() + options_.step_timeout;
+  std::string trouble;
+  bool begun = false;
+  for (Patience patience; trouble.empty(); patience.Wait()) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!failure_.empty()) return false;
+      const NcclResult result = begun ? api_->State() : calls();
+      begun = true;
+      if (result == NcclResult::kOk) return true;
+      if (result == NcclResult::kFailed) trouble = fmt::format("{}: {}", what, api_->ErrorText());
+    }
+    if (trouble.empty() && Now() >= deadline) {
+      trouble = fmt::format("{} was not begun within its time", what);
+    }
+  }
+  Break(trouble);
+  return false;
+}
+
+// Inside Issue.
+NcclResult NcclCommunicator::Group(const std::function<NcclResult()>& calls) {
+  if (api_->GroupStart() == NcclResult::kFailed) return NcclResult::kFailed;
+  const NcclResult inside = calls();
+  const NcclResult end = api_->GroupEnd();
+  return inside == NcclResult::kFailed ? inside : end;
+}
+
+void NcclCommunicator::Launch(const RankSumLaunch& launch) {
+  if (!owner_->Issuing()) return;
+  const kernels::cuda::DeviceError error = LaunchRankSum(owner_->stream(), launch);
+  if (error != 0) {
+    owner_->Fail({kernels::StatusCode::kDevice,
+                  fmt::format("the sum over ranks could not be launched: CUDA error {}", error)});
+  }
+}
+
+void NcclCommunicator::Copy(const Matrix<const float>& from, const FloatMatrix& to) {
+  Launch({.gathered = from.data, .row_stride = from.stride, .out = to});
+}
+
+void NcclCommunicator::AllReduceSum(Matrix<const float> partial, FloatMatrix sum) {
+  if (!Usable()) return;
+  const auto pieces = PlanSum({.rows = partial.rows,
+                               .cols = partial.cols,
+                               .contiguous = Contiguous(partial) && Contiguous(sum),
+                               .ranks = size(),
+                               .one_shot_floats = options_.one_shot_bytes / kFloatBytes,
+                               .workspace_floats = workspace_floats()});
+  if (!pieces.ok()) {
+    return owner_->Fail(
+        {kernels::StatusCode::kInvalidArgument, std::string(pieces.status().message())});
+  }
+  for (const SumPiece& piece : *pieces) {
+    const Matrix<const float> from = RowsOf(partial, piece.first_row, piece.rows);
+    const FloatMatrix to = RowsOf(sum, piece.first_row, piece.rows);
+    piece.parted ? PartedSum(from, to) : OneShotSum(from, to);
+  }
+  PlaceMark();
+}
+
+// Everybody's rows to everybody, then the same sum everywhere.
+void NcclCommunicator::OneShotSum(const Matrix<const float>& partial, const FloatMatrix& sum) {
+  const int64_t count = partial.rows * partial.cols;
+  const float* mine = partial.data;
+  if (!Contiguous(partial)) {
+    float* packed = workspace() + rank() * count;
+    Copy(partial, Matrix<float>{packed, partial.rows, partial.cols, partial.cols});
+    mine = packed;
+  }
+  const bool issued = Issue("all-gather", [&] {
+    return api_->AllGather(mine, workspace(), count * kFloatBytes, owner_->stream());
+  });
+  if (!issued) return;
+  Launch({.gathered = workspace(),
+          .rank_stride = count,
+          .row_stride = partial.cols,
+          .ranks = size(),
+          .out = sum});
+}
+
+// Part p of every message to rank p, which adds the parts and sends the sum to everybody.
+void NcclCommunicator::PartedSum(const Matrix<const float>& partial, const FloatMatrix& sum) {
+  const int64_t count = partial.rows * partial.cols;
+  const Part mine = PartOf(count, size(), rank());
+  const bool exchanged =
+      Issue("all-to-all", [&] { return Group([&] { return ExchangeParts(partial); }); });
+  if (!exchanged) return;
+  Launch({.gathered = workspace(),
+          .rank_stride = PartOf(count, size(), 0).count,
+          .ranks = size(),
+          .own_rank = rank(),
+          .own = partial.data + mine.first,
+          .out = Flat(sum, mine.first, mine.count)});
+  Issue("all-gather of sums", [&] {
+    if (!EvenParts(count, size())) return Group([&] { return BroadcastParts(sum); });
+    const FloatMatrix part = Flat(sum, mine.first, mine.count);
+    return api_->AllGather(part.data, sum.data, mine.count * kernels::BytesOf(sum.type),
+                           owner_->stream());
+  });
+}
+
+NcclResult NcclCommunicator::ExchangeParts(const Matrix<const float>& partial) {
+  const int64_t count = partial.rows * partial.cols;
+  const int64_t stride = PartOf(count, size(), 0).count;
+  const Part mine = PartOf(count, size(), rank());
+  for (int r = 0; r < size(); ++r) {
+    if (r == rank()) continue;
+    const Part theirs = PartOf(count, size(), r);
+    NcclResult result = NcclResult::kOk;
+    if (mine.count > 0) {
+      result =
+          api_->Receive(workspace() + r * stride, mine.count * kFloatBytes, r, owner_->stream());
+    }
+    if (result != NcclResult::kFailed && theirs.count > 0) {
+      result =
+          api_->Send(partial.data + theirs.first, theirs.count * kFloatBytes, r, owner_->stream());
+    }
+    if (result == NcclResult::kFailed) return result;
+  }
+  return NcclResult::kOk;
+}
+
+NcclResult NcclCommunicator::BroadcastParts(const FloatMatrix& sum) {
+  const int64_t count = sum.rows * sum.cols;
+  for (int r = 0; r < size(); ++r) {
+    const Part part = PartOf(count, size(), r);
+    if (part.count == 0) continue;
+    const FloatMatrix place = Flat(sum, part.first, part.count);
+    const NcclResult result =
+        api_->Broadcast(place.data, part.count * kernels::BytesOf(sum.type), r, owner_->stream());
+    if (result == NcclResult::kFailed) return result;
+  }
+  return NcclResult::kOk;
+}
+
+void NcclCommunicator::GatherColumns(Matrix<const float> local, Matrix<float> out) {
+  if (local.rows * local.cols == 0 || !Usable()) return;
+  const int64_t at_once = RowsThatFit(local.cols, size(), workspace_floats());
+  if (at_once == 0) {
+    return owner_->Fail({kernels::StatusCode::kInvalidArgument,
+                         fmt::format("a row of {} columns of each rank does not fit into {} bytes",
+                                     local.cols, options_.workspace_bytes)});
+  }
+  for (int64_t first = 0; first < local.rows; first += at_once) {
+    const Matrix<const float> mine = RowsOf(local, first, std::min(at_once, local.rows - first));
+    const int64_t count = mine.rows * mine.cols;
+    const auto place = [&](int r) {
+      return Matrix<float>{out.row(first) + r * mine.cols, mine.rows, mine.cols, out.stride};
+    };
+    if (rank() != 0) {
+      const float* packed = mine.data;
+      if (!Contiguous(mine)) {
+        Copy(mine, Matrix<float>{workspace(), mine.rows, mine.cols, mine.cols});
+        packed = workspace();
+      }
+      Issue("gather", [&] { return api_->Send(packed, count * kFloatBytes, 0, owner_->stream()); });
+      continue;
+    }
+    if (place(0).data != mine.data) Copy(mine, place(0));
+    const bool received = size() == 1 || Issue("gather", [&] {
+                            return Group([&] {
+                              NcclResult result = NcclResult::kOk;
+                              for (int r = 1; r < size() && result != NcclResult::kFailed; ++r) {
+                                result = api_->Receive(workspace() + r * count, count * kFloatBytes,
+                                                       r, owner_->stream());
+                              }
+                              return result;
+                            });
+                          });
+    for (int r = 1; r < size() && received; ++r) {
+      Copy({workspace() + r * count, mine.rows, mine.cols, mine.cols}, place(r));
+    }
+  }
+  PlaceMark();
+}
+
+void NcclCommunicator::BroadcastIds(int32_t* ids, int64_t count) {
+  if (count == 0 || !Usable()) return;
+  Issue("broadcast", [&] {
+    return api_->Broadcast(ids, count * int64_t{sizeof(int32_t)}, 0, owner_->stream());
+  });
+  PlaceMark();
+}
+
+// The watchdog times how long the stream takes to get from here to the next mark. One at a time: a
+// mark that moved with the work would never be reached.
+void NcclCommunicator::PlaceMark() {
+  if (!owner_->Issuing() || owner_->Recording()) return;
+  const std::lock_guard lock(mutex_);
+  if (mark_pending_ || !failure_.empty()) return;
+  if (api_->Mark(owner_->stream()) == NcclResult::kFailed) {
+    LOG_WARN("no mark could be placed in the stream: {}", api_->ErrorText());
+    return;
+  }
+  mark_pending_ = true;
+  mark_placed_ = Now();
+}
+
+void NcclCommunicator::Watch() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_ && failure_.empty()) {
+    changed_.wait_for(lock, options_.watch_interval,
+                      [&] { return stopping_ || !failure_.empty(); });
+    if (stopping_ || !failure_.empty()) break;
+    const std::string trouble = Trouble();
+    if (trouble.empty()) continue;
+    lock.unlock();
+    LOG_ERROR("rank {}: {}", rank(), trouble);
+    Break(trouble);
+    lock.lock();
+  }
+  const bool failed = !failure_.empty();
+  lock.unlock();
+  if (failed) {
+    api_->Abort();  // nobody calls api_ any more
+  } else {
+    End();
+  }
+}
+
+// What is wrong with the group, or nothing. Under the mutex.
+std::string NcclCommunicator::Trouble() {
+  if (api_->State() == NcclResult::kFailed) return api_->ErrorText();
+  if (!mark_pending_) return "";
+  const NcclResult reached = api_->MarkState();
+  if (reached == NcclResult::kFailed) return api_->ErrorText();
+  if (reached == NcclResult::kOk) {
+    mark_pending_ = false;
+    return "";
+  }
+  if (Now() - mark_placed_ < options_.step_timeout) return "";
+  return fmt::format("the GPU did not get through its work in {:.1f} s: a rank does not answer",
+                     ToSeconds(options_.step_timeout));
+}
+
+// Disconnects in good order; all ranks are about to, unless they died.
+void NcclCommunicator::End() {
+  constexpr Duration kFarewell = std::chrono::seconds(10);
+  const TimePoint deadline = Now() + kFarewell;
+  NcclResult result = api_->Disconnect();
+  for (Patience patience; result == NcclResult::kInProgress && Now() < deadline; patience.Wait()) {
+    result = api_->State();
+  }
+  if (result != NcclResult::kOk) api_->Abort();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Communicator>> ConnectNccl(const NcclOptions& options,
+                                                          group::KeyValueStore* store,
+                                                          kernels::Backend* backend,
+                                                          kernels::cuda::CudaStreamOwner* owner,
+                                                          std::unique_ptr<NcclApi> api) {
+  QSERVE_CHECK(options.size > 0 && options.rank >= 0 && options.rank < options.size);
+  auto communicator = std::make_unique<NcclCommunicator>(options, owner, std::move(api));
+  RETURN_IF_ERROR(communicator->Start(store, backend));
+  return std::unique_ptr<Communicator>(std::move(communicator));
+}
+
+}  // namespace qserve::worker::comm
