@@ -29,3 +29,6 @@ if(QSERVE_BUILD_TESTS OR NOT DEFINED QSERVE_BUILD_TESTS)
   find_package(GTest REQUIRED)
   find_package(benchmark REQUIRED)
 endif()
+
+# The CUDA compiler and its runtime library, if asked for.
+include(QserveCuda)

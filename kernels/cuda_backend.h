@@ -8,10 +8,16 @@
 
 namespace qserve::kernels {
 
+struct CudaDeviceOptions {
+  int ordinal = 0;
+  int threads = 1;  // of the host, that pack weights
+  FloatType activation_type = FloatType::kF16;
+};
+
 // GPUs that can be used; 0 where there is none or CUDA is not built in.
 int CudaDeviceCount();
 
-// Unsupported where CUDA is not built in or GPU `ordinal` is not there.
-StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(int ordinal);
+// Unsupported where CUDA is not built in or the GPU is not there or too old.
+StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaDeviceOptions& options);
 
 }  // namespace qserve::kernels

@@ -5,7 +5,7 @@ namespace qserve::kernels {
 
 int CudaDeviceCount() { return 0; }
 
-StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(int /*ordinal*/) {
+StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaDeviceOptions& /*options*/) {
   return Unsupported("device cuda: this binary was built without CUDA; the device there is: cpu");
 }
 

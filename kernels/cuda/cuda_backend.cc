@@ -1,0 +1,103 @@
+// CudaBackend: memory and what passes between host and device outside of operations, which are in
+// cuda_backend_ops.cc.
+#include "kernels/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace qserve::kernels::cuda {
+namespace {
+
+constexpr int64_t kMostHeadroom = int64_t{1} << 30;
+constexpr int kMostThreads = 64;
+
+CudaBackendOptions Completed(CudaBackendOptions options) {
+  options.threads = std::clamp(options.threads, 1, kMostThreads);
+  return options;
+}
+
+}  // namespace
+
+int64_t DefaultHeadroom(int64_t memory_bytes) { return std::min(kMostHeadroom, memory_bytes / 16); }
+
+CudaBackend::CudaBackend(std::unique_ptr<Runtime> runtime, const CudaBackendOptions& options)
+    : options_(Completed(options)),
+      runtime_(std::move(runtime)),
+      arena_(runtime_.get(), options_.memory),
+      runner_(runtime_.get(), &arena_, options_.staging_bytes),
+      transfer_(runtime_.get(), options_.transfer_bytes),
+      workspace_(runtime_.get(), &arena_, &runner_) {
+  const DeviceProperties& device = runtime_->properties();
+  info_.name = device.name;
+  // The order of sums inside a floating-point matrix instruction is the architecture's own.
+  info_.kernel_family = "cuda-mma-sm" + std::to_string(device.compute_capability);
+  info_.isa = "sm_" + std::to_string(device.compute_capability);
+  info_.memory_bytes = device.memory_bytes;
+  info_.activation_type = options_.activation_type;
+  info_.asynchronous = true;
+}
+
+StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(std::unique_ptr<Runtime> runtime,
+                                                           const CudaBackendOptions& options) {
+  if (options.activation_type == FloatType::kF32) {
+    return InvalidArgument("cuda: activations are fp16 or bf16");
+  }
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(runtime), options));
+  if (Status status = backend->runner_.Create(); !status.ok()) return status;
+  return backend;
+}
+
+CudaBackend::~CudaBackend() {
+  runtime_->MakeCurrent();
+  runner_.Synchronize();
+}
+
+StatusOr<Buffer> CudaBackend::Allocate(int64_t bytes, std::string_view purpose) {
+  if (bytes < 0) return InvalidArgument("cuda: negative allocation for " + std::string(purpose));
+  if (bytes == 0) return Buffer();
+  runtime_->MakeCurrent();
+  StatusOr<void*> memory = arena_.Allocate(bytes, purpose);
+  if (!memory.ok()) return memory.status();
+  const DeviceError error = runtime_->FillAsync(*memory, 0, bytes, runner_.stream());
+  if (error != 0) {
+    arena_.Free(*memory);
+    return Status(StatusCode::kDevice,
+                  "cuda: memory for " + std::string(purpose) + ": " + runtime_->ErrorText(error));
+  }
+  return Buffer(this, *memory, bytes);
+}
+
+// What is on the stream may still use it.
+void CudaBackend::Free(void* data, int64_t /*bytes*/) {
+  runner_.Synchronize();
+  arena_.Free(data);
+}
+
+void CudaBackend::CopyToDevice(void* device, const void* host, int64_t bytes) {
+  if (bytes <= 0 || !runner_.Wanted()) return;
+  if (runner_.PlacesAreFixed()) {
+    return Fail(InvalidArgument("cuda: a copy from the host in the recorded part of a step"));
+  }
+  runtime_->MakeCurrent();
+  runner_.Check(transfer_.ToDevice(device, host, bytes, runner_.stream()), "copy to the device");
+}
+
+void CudaBackend::CopyToHost(void* host, const void* device, int64_t bytes) {
+  if (bytes <= 0 || !runner_.Wanted()) return;
+  if (runner_.PlacesAreFixed()) {
+    return Fail(InvalidArgument("cuda: a copy to the host in the recorded part of a step"));
+  }
+  runtime_->MakeCurrent();
+  runner_.Check(transfer_.ToHost(host, device, bytes, runner_.stream()), "copy to the host");
+}
+
+void CudaBackend::ReadAtFinish(void* host, const void* device, int64_t bytes) {
+  if (bytes <= 0 || !runner_.Wanted()) return;
+  if (!runner_.InStep()) return CopyToHost(host, device, bytes);
+  runner_.ReadBack(device, bytes, [host](std::span<const std::byte> read) {
+    std::memcpy(host, read.data(), read.size());
+  });
+}
+
+}  // namespace qserve::kernels::cuda

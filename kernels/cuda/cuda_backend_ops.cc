@@ -1,0 +1,135 @@
+// The operations of CudaBackend: host arrays are staged, then a kernel is launched. Where a step is
+// replayed from a recording there is no stream to launch on, and staging is all.
+#include <algorithm>
+#include <utility>
+
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/rows.h"
+#include "kernels/cuda/sampling.h"
+
+namespace qserve::kernels::cuda {
+namespace {
+
+// Sampling inputs of one launch; rows beyond it have a launch of their own.
+constexpr int64_t kMostSamplingBytes = int64_t{16} << 20;
+
+int64_t SamplingInputBound(const SampleRow& row, int32_t vocab_size) {
+  const int64_t lists = std::ssize(row.prompt_ids) + std::ssize(row.output_ids) +
+                        std::ssize(row.bias_ids) + std::ssize(row.banned_ids);
+  const auto edit_bytes = static_cast<int64_t>(sizeof(SamplingEdit));
+  return static_cast<int64_t>(sizeof(SamplingRow)) +
+         std::min<int64_t>(lists, vocab_size) * edit_bytes + std::ssize(row.bias_values) * 4;
+}
+
+int64_t SamplingResultBound(const SampleRow& row) {
+  return static_cast<int64_t>(sizeof(SamplingResult)) +
+         std::max(row.logprobs, 0) * static_cast<int64_t>(sizeof(SamplingTop));
+}
+
+}  // namespace
+
+void CudaBackend::Embed(const EmbedArgs& args) {
+  Operation([&] {
+    const int32_t* const ids = runner_.Stage<int32_t>(args.token_ids, args.out.rows, 0);
+    StreamHandle const to = runner_.Issue();
+    if (to == nullptr) return;
+    runner_.Check(LaunchEmbed(to, {.table = args.table.data,
+                                   .table_type = args.table.type,
+                                   .first_id = args.table.first_id,
+                                   .table_rows = args.table.rows,
+                                   .token_ids = ids,
+                                   .sampled_ids = args.sampled_ids,
+                                   .out = args.out}),
+                  "Embed");
+  });
+}
+
+void CudaBackend::Norm(const NormArgs& args) {
+  Operation([&] {
+    const int32_t* rows = nullptr;
+    if (!args.rows.empty()) rows = runner_.Stage<int32_t>(args.rows, std::ssize(args.rows), 0);
+    StreamHandle const to = runner_.Issue();
+    if (to == nullptr) return;
+    runner_.Check(LaunchNorm(to, {.residual = args.residual,
+                                  .delta = args.delta,
+                                  .gain = args.gain,
+                                  .epsilon = args.epsilon,
+                                  .rows = rows,
+                                  .out = args.out}),
+                  "Norm");
+  });
+}
+
+void CudaBackend::SiluMul(const SiluMulArgs& args) {
+  Operation([&] {
+    StreamHandle const to = runner_.Issue();
+    if (to == nullptr) return;
+    runner_.Check(LaunchSiluMul(to, {.gate_up = args.gate_up, .out = args.out}), "SiluMul");
+  });
+}
+
+// Never part of a recording: what is drawn how differs from step to step.
+void CudaBackend::Sample(const SampleArgs& args) {
+  EndRecorded();
+  Operation([&] {
+    if (args.results != nullptr) args.results->clear();
+    for (int64_t row = 0; row < std::ssize(args.rows) && runner_.Wanted();) {
+      row += SampleSome(args, row);
+    }
+  });
+}
+
+int64_t CudaBackend::SampleSome(const SampleArgs& args, int64_t first_row) {
+  const std::span<const SampleRow> rest = args.rows.subspan(static_cast<size_t>(first_row));
+  int64_t input_bytes = SamplingInputBytes(0), result_bytes = 0, count = 0;
+  for (const SampleRow& row : rest) {
+    const int64_t more = SamplingInputBound(row, args.vocab_size);
+    if (count > 0 && input_bytes + more > kMostSamplingBytes) break;
+    input_bytes += more;
+    result_bytes += SamplingResultBound(row);
+    ++count;
+  }
+  auto* const results = workspace_.Get<uint8_t>("sampling results", result_bytes);
+  const StagedBytes inputs = runner_.Place(input_bytes, input_bytes);
+  if (results == nullptr || inputs.host == nullptr) return count;
+  const StatusOr<SamplingPlan> plan = PlanSampling(
+      rest.first(static_cast<size_t>(count)), {}, args.vocab_size,
+      std::span(inputs.host, static_cast<size_t>(input_bytes)), result_bytes, sampling_scratch_);
+  if (!plan.ok()) {
+    Fail(plan.status());
+    return count;
+  }
+  runner_.TrimInput(inputs, plan->input_bytes);
+  StreamHandle const to = runner_.Issue();
+  if (to == nullptr) return count;
+  const int64_t stride = args.logits.stride;
+  // The kernel edits logits in place and puts them back.
+  float* const logits = const_cast<float*>(args.logits.data) + first_row * stride;
+  if (!runner_.Check(LaunchSampling(to, {.logits = logits,
+                                         .stride = stride,
+                                         .vocab_size = args.vocab_size,
+                                         .rows = plan->rows,
+                                         .inputs = reinterpret_cast<uint8_t*>(inputs.device),
+                                         .results = results,
+                                         .sampled_ids = args.sampled_ids}),
+                     "Sample")) {
+    return count;
+  }
+  // What is needed of the rows when the results have come: the lists are the caller's.
+  std::vector<SampleRow> kept(rest.begin(), rest.begin() + plan->rows);
+  for (SampleRow& row : kept) {
+    row.prompt_ids = row.output_ids = row.bias_ids = row.banned_ids = {};
+    row.bias_values = {};
+  }
+  const auto read = [this, kept = std::move(kept), first_row,
+                     to_results = args.results](std::span<const std::byte> block) {
+    std::vector<SampledToken> unwanted;
+    Status status =
+        ReadSamplingResults(kept, first_row, block, to_results != nullptr ? to_results : &unwanted);
+    if (!status.ok()) Fail(std::move(status));
+  };
+  runner_.ReadBack(results, plan->result_bytes, read);
+  return plan->rows;
+}
+
+}  // namespace qserve::kernels::cuda

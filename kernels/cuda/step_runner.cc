@@ -1,0 +1,290 @@
+#include "kernels/cuda/step_runner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/check.h"
+
+namespace qserve::kernels::cuda {
+
+StepRunner::StepRunner(Runtime* runtime, Arena* arena, int64_t staging_bytes)
+    : runtime_(runtime), arena_(arena), inputs_(runtime, arena, staging_bytes), results_(runtime) {}
+
+StepRunner::~StepRunner() {
+  if (stream_ == nullptr) return;
+  runtime_->MakeCurrent();
+  runtime_->Synchronize(stream_);
+  for (const auto& [key, graph] : graphs_) runtime_->DestroyGraph(graph.handle);
+  for (EventHandle event : events_) {
+    if (event != nullptr) runtime_->DestroyEvent(event);
+  }
+  runtime_->DestroyStream(stream_);
+}
+
+Status StepRunner::Create() {
+  DeviceError error = runtime_->MakeCurrent();
+  if (error == 0) error = runtime_->CreateStream(&stream_);
+  for (EventHandle& event : events_) {
+    if (error == 0) error = runtime_->CreateEvent(&event);
+  }
+  if (error == 0) return {};
+  return {StatusCode::kDevice, "cuda: stream: " + runtime_->ErrorText(error)};
+}
+
+void StepRunner::Fail(Status status) {
+  const std::lock_guard lock(failure_mutex_);
+  if (!failure_.ok()) return;
+  failure_ = std::move(status);
+  failed_ = true;
+}
+
+Status StepRunner::TakeFailure() {
+  const std::lock_guard lock(failure_mutex_);
+  failed_ = false;
+  return std::exchange(failure_, Status());
+}
+
+bool StepRunner::Check(DeviceError error, const char* what) {
+  if (error == 0) return true;
+  Fail({StatusCode::kDevice, "cuda: " + std::string(what) + ": " + runtime_->ErrorText(error)});
+  return false;
+}
+
+Status StepRunner::Run(uint64_t key, const std::function<void()>& step) {
+  if (!begun_.empty()) return InvalidArgument("cuda: Run while steps are begun and not finished");
+  if (Status status = Begin(key, step); !status.ok()) return status;
+  return Finish();
+}
+
+Status StepRunner::Begin(uint64_t key, const std::function<void()>& step) {
+  QSERVE_CHECK(mode_ == Mode::kIdle);
+  if (std::ssize(begun_) == kStepSlots) {
+    return InvalidArgument("cuda: two steps are begun and not finished");
+  }
+  const auto found = key == 0 ? graphs_.end() : graphs_.find(key);
+  graph_ = found == graphs_.end() ? nullptr : &found->second;
+  StartStep(graph_ == nullptr ? Mode::kEager : Mode::kCollect);
+  step();
+  return Leave();
+}
+
+void StepRunner::StartStep(Mode mode) {
+  Check(runtime_->MakeCurrent(), "device");
+  mode_ = mode;
+  ++step_number_;
+  next_input_ = 0;
+  inputs_.BeginStep(slot_);
+  results_.BeginStep(slot_);
+  reads_.clear();
+}
+
+// The end of a step's issue.
+Status StepRunner::Leave() {
+  if (mode_ == Mode::kCollect) EndRecorded();
+  if (mode_ == Mode::kAfter) LaunchGraph();
+  mode_ = Mode::kIdle;
+  graph_ = nullptr;
+  if (!failed()) Check(runtime_->Record(events_[slot_], stream_), "event");
+  if (failed()) {
+    // Nothing of this step may still be under way when its host memory is used again.
+    runtime_->Synchronize(stream_);
+    reads_.clear();
+    return TakeFailure();
+  }
+  begun_.push_back({events_[slot_], std::move(reads_)});
+  reads_.clear();
+  slot_ = (slot_ + 1) % kStepSlots;
+  return {};
+}
+
+Status StepRunner::Finish() {
+  if (begun_.empty()) return {};
+  const Step step = std::move(begun_.front());
+  begun_.pop_front();
+  Check(runtime_->MakeCurrent(), "device");
+  Check(runtime_->Wait(step.event), "step");
+  if (!failed()) {
+    for (const Read& read : step.reads) {
+      read.read(std::span(read.host, static_cast<size_t>(read.bytes)));
+    }
+  }
+  return TakeFailure();
+}
+
+void StepRunner::Synchronize() {
+  if (mode_ == Mode::kCapture) {
+    Fail(InvalidArgument("cuda: a step that is recorded waits for the device"));
+    return;
+  }
+  if (mode_ == Mode::kAfter) LaunchGraph();
+  Check(runtime_->MakeCurrent(), "device");
+  Check(runtime_->Synchronize(stream_), "stream");
+}
+
+StreamHandle StepRunner::stream() {
+  if (mode_ == Mode::kAfter) LaunchGraph();
+  return stream_;
+}
+
+bool StepRunner::Issuing() const {
+  return !failed() && mode_ != Mode::kCollect && mode_ != Mode::kSkip;
+}
+
+StreamHandle StepRunner::Issue() {
+  if (!Issuing()) return nullptr;
+  if (mode_ == Mode::kCapture) return stream_;
+  if (mode_ == Mode::kAfter) {
+    LaunchGraph();
+  } else {
+    Check(runtime_->MakeCurrent(), "device");
+    Check(inputs_.Flush(stream_), "step inputs");
+  }
+  return failed() ? nullptr : stream_;
+}
+
+StagedBytes StepRunner::Place(int64_t room_bytes, int64_t used_bytes) {
+  QSERVE_CHECK(used_bytes <= room_bytes);
+  last_room_ = 0;
+  if (!Wanted()) return {};
+  if (PlacesAreFixed()) return PlaceOfGraph(used_bytes);
+  StatusOr<StagedBytes> place = inputs_.Take(room_bytes);
+  if (!place.ok()) {
+    Fail(place.status());
+    return {};
+  }
+  if (measuring_) {
+    const int64_t end = measured_.empty() ? 0 : measured_.back().offset + measured_.back().room;
+    const int64_t aligned =
+        (end + InputStaging::kAlignment - 1) / InputStaging::kAlignment * InputStaging::kAlignment;
+    measured_.push_back({aligned, room_bytes});
+  }
+  last_room_ = room_bytes;
+  return *place;
+}
+
+StagedBytes StepRunner::PlaceOfGraph(int64_t used_bytes) {
+  if (next_input_ == graph_->inputs.size()) {
+    Fail(InvalidArgument("cuda: a step has more inputs than its recording"));
+    return {};
+  }
+  const Input& input = graph_->inputs[next_input_++];
+  if (used_bytes > input.room) {
+    Fail(InvalidArgument("cuda: a step has larger inputs than its recording"));
+    return {};
+  }
+  last_room_ = input.room;
+  return inputs_.At(graph_->block, input.offset);
+}
+
+void StepRunner::ReadBack(const void* device, int64_t bytes,
+                          std::function<void(std::span<const std::byte>)> read) {
+  if (PlacesAreFixed()) {
+    Fail(InvalidArgument("cuda: the recorded part of a step is read"));
+    return;
+  }
+  StreamHandle const stream = Issue();
+  if (stream == nullptr) return;
+  StatusOr<std::byte*> host = results_.Take(bytes);
+  if (!host.ok()) {
+    Fail(host.status());
+    return;
+  }
+  if (!Check(runtime_->CopyAsync(*host, device, bytes, CopyKind::kToHost, stream), "results")) {
+    return;
+  }
+  reads_.push_back({*host, bytes, std::move(read)});
+}
+
+void StepRunner::EndRecorded() {
+  measuring_ = false;
+  if (mode_ == Mode::kCapture) EndCapture();
+  if (mode_ != Mode::kCollect) return;
+  mode_ = Mode::kAfter;
+  if (failed()) return;
+  if (next_input_ != graph_->inputs.size()) {
+    Fail(InvalidArgument("cuda: a step has fewer inputs than its recording"));
+    return;
+  }
+  inputs_.TakeFront(graph_->block, graph_->input_bytes);
+}
+
+void StepRunner::LaunchGraph() {
+  mode_ = Mode::kEager;
+  if (failed()) return;
+  if (Check(inputs_.Flush(stream_), "step inputs")) {
+    Check(runtime_->Launch(graph_->handle, stream_), "graph");
+  }
+}
+
+Status StepRunner::Record(uint64_t key, const std::function<void()>& step) {
+  if (key == 0 || !begun_.empty() || mode_ != Mode::kIdle || graphs_.contains(key)) {
+    return InvalidArgument("cuda: a step is recorded under a key of its own, between steps");
+  }
+  if (!may_record_) return InvalidArgument("cuda: a step is recorded after graphs were dropped");
+  // Once for real: what is done at a first launch (modules, attributes, workspaces, connections)
+  // may not be recorded, and the places of the inputs become known.
+  measured_.clear();
+  measuring_ = true;
+  Status status = Run(0, step);
+  measuring_ = false;
+  if (!status.ok()) return status;
+  Graph graph;
+  graph.inputs = measured_;
+  graph.input_bytes = measured_.empty() ? 0 : measured_.back().offset + measured_.back().room;
+  StatusOr<size_t> block = inputs_.BlockOf(std::max<int64_t>(graph.input_bytes, 1));
+  if (!block.ok()) return block.status();
+  graph.block = *block;
+  const int64_t free_before = FreeMemory();
+  status = Capture(step, &graph);
+  if (!status.ok()) return status;
+  const int64_t taken = std::max<int64_t>(0, free_before - FreeMemory());
+  graph_bytes_ += taken;
+  if (taken > 0) arena_->Note("graphs", taken);
+  graphs_.emplace(key, std::move(graph));
+  return {};
+}
+
+Status StepRunner::Capture(const std::function<void()>& step, Graph* graph) {
+  graph_ = graph;
+  StartStep(Mode::kCapture);
+  if (!Check(runtime_->BeginCapture(stream_), "capture")) {
+    mode_ = Mode::kIdle;
+    return TakeFailure();
+  }
+  step();
+  if (mode_ == Mode::kCapture) EndCapture();
+  mode_ = Mode::kIdle;
+  if (!failed() && next_input_ != graph->inputs.size()) {
+    Fail(InvalidArgument("cuda: a step has other inputs when it is recorded"));
+  }
+  graph_ = nullptr;
+  if (failed() && graph->handle != nullptr) {
+    runtime_->DestroyGraph(graph->handle);
+    graph->handle = nullptr;
+  }
+  return TakeFailure();
+}
+
+// Also after a failure: the stream must work again.
+void StepRunner::EndCapture() {
+  mode_ = Mode::kSkip;
+  Check(runtime_->EndCapture(stream_, &graph_->handle), "capture");
+}
+
+int64_t StepRunner::FreeMemory() const {
+  int64_t free = 0, total = 0;
+  return runtime_->MemoryInfo(&free, &total) == 0 ? free : 0;
+}
+
+void StepRunner::DropGraphs() {
+  QSERVE_CHECK(mode_ == Mode::kIdle);
+  may_record_ = false;
+  runtime_->MakeCurrent();
+  runtime_->Synchronize(stream_);
+  for (const auto& [key, graph] : graphs_) runtime_->DestroyGraph(graph.handle);
+  graphs_.clear();
+  if (graph_bytes_ > 0) arena_->Note("graphs", -graph_bytes_);
+  graph_bytes_ = 0;
+}
+
+}  // namespace qserve::kernels::cuda
