@@ -156,7 +156,8 @@ absl::Status RunRank(const Flags& flags, const group::RankIdentity& identity) {
     options.threads = std::max(1, cores / identity.local_size);
   }
   auto rank = exec::Rank::Create(
-      options, host_group, exec::DefaultCommunicator(gloo, connections.store.get()), LogLoading());
+      options, host_group,
+      exec::DefaultCommunicator(gloo, connections.store.get(), identity.generation), LogLoading());
   if (!rank.ok()) {
     loss.Forget();
     return rank.status();

@@ -58,9 +58,13 @@ absl::StatusOr<std::unique_ptr<Communicator>> ConnectNccl(const NcclOptions& opt
                                                           kernels::cuda::CudaStreamOwner* owner,
                                                           std::unique_ptr<NcclApi> api);
 
+// Whether the backend is a GPU: its memory is not the host's.
+bool OnGpu(const kernels::Backend& backend);
+
 // True if each rank of the group has a GPU of its own, as NCCL wants it: the ranks tell each other
 // which ones they have. Every rank must call, with the same options; all get the same answer. False
-// in a build without NCCL.
+// in a build without NCCL. Of the GPU that is current on the calling thread, which is its
+// backend's.
 absl::StatusOr<bool> RanksHaveGpusOfTheirOwn(const NcclOptions& options,
                                              group::KeyValueStore* store);
 

@@ -57,6 +57,10 @@ absl::StatusOr<std::vector<std::string>> ShareWithAll(const NcclOptions& options
   return all;
 }
 
+bool OnGpu(const kernels::Backend& backend) {
+  return dynamic_cast<const kernels::cuda::CudaStreamOwner*>(&backend) != nullptr;
+}
+
 bool AllDiffer(std::vector<std::string> identities) {
   std::sort(identities.begin(), identities.end());
   return std::adjacent_find(identities.begin(), identities.end()) == identities.end() &&

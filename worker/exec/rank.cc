@@ -12,7 +12,9 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "kernels/device_factory.h"
+#include "worker/comm/host_staged_communicator.h"
 #include "worker/comm/local_communicator.h"
+#include "worker/comm/nccl_communicator.h"
 #include "worker/exec/agreement.h"
 #include "worker/exec/numerics_id.h"
 #include "worker/model/device_status.h"
@@ -50,11 +52,17 @@ int ThreadsOf(const ExecutorOptions& options) {
 }  // namespace
 
 CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options,
-                                        group::KeyValueStore* store) {
-  return [options,
-          store](kernels::Backend& backend) -> absl::StatusOr<std::unique_ptr<comm::Communicator>> {
+                                        group::KeyValueStore* store, uint64_t generation) {
+  return [=](kernels::Backend& backend) -> absl::StatusOr<std::unique_ptr<comm::Communicator>> {
     if (options.size == 1) return std::make_unique<comm::LocalCommunicator>(&backend);
-    return comm::CreateGlooCommunicator(options, store, &backend);
+    if (!comm::OnGpu(backend)) return comm::CreateGlooCommunicator(options, store, &backend);
+    const comm::NcclOptions nccl = {
+        .rank = options.rank, .size = options.size, .generation = generation};
+    ASSIGN_OR_RETURN(const bool own_gpus, comm::RanksHaveGpusOfTheirOwn(nccl, store));
+    if (own_gpus) return comm::CreateNcclCommunicator(nccl, store, &backend);
+    LOG_WARN("ranks share a GPU, so they exchange tensors by way of the host: slow");
+    ASSIGN_OR_RETURN(auto on_host, comm::CreateGlooCommunicator(options, store, &backend));
+    return std::make_unique<comm::HostStagedCommunicator>(&backend, std::move(on_host));
   };
 }
 

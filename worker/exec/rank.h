@@ -26,10 +26,11 @@ namespace qserve::worker::exec {
 using CommunicatorFactory =
     std::function<absl::StatusOr<std::unique_ptr<comm::Communicator>>(kernels::Backend& backend)>;
 
-// A group of one needs no transport; a larger one on CPUs is connected by Gloo. `store` must
+// A group of one needs no transport; a larger one on CPUs is connected by Gloo, on GPUs by NCCL,
+// and by Gloo by way of the host where ranks share a GPU. `generation` is the group's. `store` must
 // outlive the factory's call.
 CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options,
-                                        group::KeyValueStore* store);
+                                        group::KeyValueStore* store, uint64_t generation = 0);
 
 // How long a phase of the start-up took, its barrier included.
 struct StartupPhase {
