@@ -2,6 +2,9 @@
 # the includes against it. LIBS are libraries from outside.
 include_guard(GLOBAL)
 
+# What every program carries besides its own libraries: nothing, but for the thread sanitizer (tests/sanitizers).
+set(QSERVE_PROGRAM_OBJECTS "")
+
 # Designated initializers leave out what has a default; GCC 12 warns of that as of a mistake.
 set(QSERVE_WARNINGS -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Wno-missing-field-initializers)
 # At -O3 GCC 12 takes short string literals for overlapping copies (GCC bug 105329); programs and tests are full of them.
@@ -34,7 +37,7 @@ function(qserve_binary name)
   add_executable(${name} ${ARG_SOURCES})
   qserve_compile_options(${name})
   target_compile_options(${name} PRIVATE ${QSERVE_LITERAL_WARNING})
-  target_link_libraries(${name} PRIVATE ${ARG_DEPS} ${ARG_LIBS})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} ${ARG_LIBS} ${QSERVE_PROGRAM_OBJECTS})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 endfunction()
 
@@ -44,10 +47,14 @@ function(qserve_test name)
   add_executable(${name} ${ARG_SOURCES})
   qserve_compile_options(${name})
   target_compile_options(${name} PRIVATE ${QSERVE_LITERAL_WARNING})
-  target_link_libraries(${name} PRIVATE ${ARG_DEPS} ${ARG_LIBS} GTest::gmock GTest::gtest GTest::gtest_main)
+  target_link_libraries(${name} PRIVATE
+    ${ARG_DEPS} ${ARG_LIBS} ${QSERVE_PROGRAM_OBJECTS} GTest::gmock GTest::gtest GTest::gtest_main)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
+  endif()
+  if(QSERVE_SANITIZE)
+    math(EXPR ARG_TIMEOUT "4 * ${ARG_TIMEOUT}")
   endif()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT})

@@ -3,7 +3,8 @@
 #
 #   tests/run.sh                     preset release, every test
 #   tests/run.sh --preset NAME       another preset: release, debug, tsan, cuda (repeatable)
-#   tests/run.sh --sanitizers        and then debug (address, undefined) and tsan over the labels unit, integration and sim
+#   tests/run.sh --sanitizers        and then debug (address, undefined) over the labels unit, ops, integration and sim, and tsan over
+#                                    the same but ops
 #   tests/run.sh --label LABEL       only tests with a label that matches the regular expression LABEL
 #   tests/run.sh --no-setup          do not look for missing packages first
 #
@@ -12,7 +13,8 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly SANITIZED_LABELS='unit|integration|sim'
+# Labels of the tests that are run under each sanitizer.
+declare -rA SANITIZED=([debug]='unit|ops|integration|sim' [tsan]='unit|integration|sim')
 readonly TEST_JOBS="${QSERVE_TEST_JOBS:-2}"
 readonly TEST_TRIES="${QSERVE_TEST_TRIES:-1}"
 # Crates are compiled once for all build folders and clones of this user.
@@ -75,7 +77,7 @@ while [[ $# -gt 0 ]]; do
       shift ;;
     --sanitizers) sanitizers=1 ;;
     --no-setup) setup=0 ;;
-    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
     *) die "unknown option '$1' (see --help)" ;;
   esac
   shift
@@ -90,7 +92,7 @@ for preset in "${presets[@]}"; do
 done
 if [[ $sanitizers -eq 1 ]]; then
   for preset in debug tsan; do
-    if ! run_preset "$preset" "${label:-$SANITIZED_LABELS}"; then failed+=("$preset"); fi
+    if ! run_preset "$preset" "${label:-${SANITIZED[$preset]}}"; then failed+=("$preset"); fi
   done
 fi
 if [[ ${#failed[@]} -gt 0 ]]; then

@@ -4,53 +4,25 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "tests/integration/group_process.h"
+#include "tests/integration/two_networks.h"
 
 namespace qserve::worker {
 namespace {
 
+using ::qserve::integration::TwoNetworks;
 using ::testing::HasSubstr;
 
 constexpr const char* kBinary = QSERVE_GROUP_TEST_RANK;
 
-bool Shell(const std::string& command) {
-  return std::system((command + " > /dev/null 2>&1").c_str()) == 0;
-}
-
 class NetworkTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!Shell("ip netns add " + Name(0)) || !Shell("ip netns add " + Name(1))) {
-      GTEST_SKIP() << "network namespaces cannot be made here (needs root and iproute2)";
-    }
-    const bool made = Shell("ip link add " + Link(0) + " netns " + Name(0) +
-                            " type veth peer name " + Link(1) + " netns " + Name(1));
-    if (!made) GTEST_SKIP() << "virtual interfaces cannot be made here";
-    for (int node = 0; node < 2; ++node) {
-      const std::string in = "ip -n " + Name(node);
-      ASSERT_TRUE(Shell(in + " address add 10.213.7." + std::to_string(node + 1) + "/24 dev " +
-                        Link(node)));
-      ASSERT_TRUE(Shell(in + " link set " + Link(node) + " up"));
-      ASSERT_TRUE(Shell(in + " link set lo up"));
-    }
-  }
-  void TearDown() override {
-    first_.reset();
-    second_.reset();
-    for (int node = 0; node < 2; ++node) Shell("ip netns del " + Name(node));
-  }
-  static std::string Name(int node) {
-    return "qserve" + std::to_string(getpid()) + "n" + std::to_string(node);
-  }
-  static std::string Link(int node) {
-    return "qs" + std::to_string(getpid()) + "v" + std::to_string(node);
+    if (!networks_.problem().empty()) GTEST_SKIP() << networks_.problem();
   }
   static std::vector<std::string> NodeCommand(int node) {
-    return {"ip",    "netns", "exec", Name(node),           kBinary,
-            "serve", "4",     "2",    std::to_string(node), "10.213.7.1:7311",
-            "s3cret"};
+    return TwoNetworks::On(
+        node, {kBinary, "serve", "4", "2", std::to_string(node), "10.213.7.1:7311", "s3cret"});
   }
   void Start() {
     first_.emplace(NodeCommand(0));
@@ -60,6 +32,7 @@ class NetworkTest : public ::testing::Test {
     ASSERT_TRUE(second_->WaitsUntilItSays("rank 2 at 10.213.7.2 is ready"));
     ASSERT_TRUE(second_->WaitsUntilItSays("rank 3 at 10.213.7.2 is ready"));
   }
+  TwoNetworks networks_;
   std::optional<GroupProcess> first_;
   std::optional<GroupProcess> second_;
 };
@@ -73,7 +46,7 @@ TEST_F(NetworkTest, TheGroupFormsAndEndsWell) {
 
 TEST_F(NetworkTest, ACutCableEndsBothNodes) {
   ASSERT_NO_FATAL_FAILURE(Start());
-  ASSERT_TRUE(Shell("ip -n " + Name(1) + " link set " + Link(1) + " down"));
+  ASSERT_TRUE(networks_.CutCable());
   EXPECT_EQ(first_->ExitStatus(), 1);
   EXPECT_EQ(second_->ExitStatus(), 1);
   EXPECT_THAT(first_->Output(), HasSubstr("node 1: it was silent"));

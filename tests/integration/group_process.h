@@ -53,6 +53,9 @@ class GroupProcess {
       kill(pid_, SIGKILL);
       waitpid(pid_, nullptr, 0);
     }
+    // However it was to end: a report of a sanitizer in it, or in its ranks, is a failure.
+    EXPECT_EQ(Output().find("Sanitizer:"), std::string::npos);
+    EXPECT_EQ(Output().find("runtime error:"), std::string::npos);
     if (::testing::Test::HasFailure()) std::fprintf(stderr, "%s\n", Output().c_str());
     std::remove(output_path_.c_str());
   }

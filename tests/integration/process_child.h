@@ -2,6 +2,7 @@
 // does, the destructor kills and reaps it, and kills the ranks it has named.
 #pragma once
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
@@ -34,6 +35,7 @@ inline bool IsGone(pid_t pid) {
 
 class Child {
  public:
+  // A program without a slash is looked for on the PATH.
   explicit Child(std::vector<std::string> command) {
     static int count = 0;
     output_path_ = ::testing::TempDir() + "qserve_process_" + std::to_string(getpid()) + "_" +
@@ -46,7 +48,7 @@ class Child {
     posix_spawn_file_actions_addopen(&files, 1, output_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC,
                                      0600);
     posix_spawn_file_actions_adddup2(&files, 1, 2);
-    EXPECT_EQ(posix_spawn(&pid_, arguments[0], &files, nullptr, arguments.data(), environ), 0)
+    EXPECT_EQ(posix_spawnp(&pid_, arguments[0], &files, nullptr, arguments.data(), environ), 0)
         << arguments[0];
     posix_spawn_file_actions_destroy(&files);
   }
@@ -58,6 +60,9 @@ class Child {
       kill(pid_, SIGKILL);
       waitpid(pid_, nullptr, 0);
     }
+    // However it was to end: a report of a sanitizer in it, or in its ranks, is a failure.
+    EXPECT_EQ(Output().find("Sanitizer:"), std::string::npos);
+    EXPECT_EQ(Output().find("runtime error:"), std::string::npos);
     if (::testing::Test::HasFailure()) std::fprintf(stderr, "%s\n", Output().c_str());
     std::filesystem::remove(output_path_);
   }

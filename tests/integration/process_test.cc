@@ -12,28 +12,12 @@
 
 #include "tests/integration/edge_client.h"
 #include "tests/integration/process_child.h"
+#include "tests/integration/process_workspace.h"
 
 namespace qserve::integration {
 namespace {
 
 using testing::HasSubstr;
-
-class Workspace : public testing::Environment {
- public:
-  void SetUp() override {
-    directory_ = testing::TempDir() + "qserve_process_" + std::to_string(getpid());
-    std::filesystem::create_directories(directory_);
-    Child quantize({QSERVE_QUANTIZE, "--model", "deploy/demo-model", "--output", Model(),
-                    "--recipe", "rtn-g128"});
-    ASSERT_EQ(quantize.ExitStatus(), 0) << quantize.Output();
-  }
-  void TearDown() override { std::filesystem::remove_all(directory_); }
-  static std::string Model() { return directory_ + "/model"; }
-  static const std::string& directory() { return directory_; }
-
- private:
-  static inline std::string directory_;
-};
 
 const testing::Environment* const kWorkspace =
     testing::AddGlobalTestEnvironment(new Workspace);  // gtest owns it
@@ -256,7 +240,7 @@ TEST(ProcessCluster, AKilledReplicaCostsItsStreamsNothing) {
   ASSERT_TRUE(Child::Wait([&] {
     return Metrics(router_metrics).find("qserve_router_ready_replicas 2") != std::string::npos;
   }));
-  v1::GenerationSpec spec = Spec(700);
+  v1::GenerationSpec spec = Spec(QSERVE_STREAM_TOKENS);
   spec.mutable_output()->set_n(8);
   const Outcome undisturbed = Stream(channel, spec);
   ExpectWhole(undisturbed, 8);
