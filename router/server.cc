@@ -15,6 +15,8 @@ namespace {
 
 constexpr int kMaxMessageBytes = 8 << 20;
 constexpr int kMaxMetadataBytes = 16 << 10;
+// For calls that were cut short to be told so.
+constexpr auto kCutGrace = std::chrono::seconds(1);
 
 absl::Status CheckAddresses(const RouterOptions& options) {
   if (options.workers.empty()) return absl::InvalidArgumentError("--workers names no replica");
@@ -91,8 +93,9 @@ void Router::DrainAndStop(Duration timeout) {
   const TimePoint deadline = clock_.Now() + timeout;
   while (service_.open_calls() > 0 && clock_.Now() < deadline)
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  server_->Shutdown(std::chrono::system_clock::now());
-  // Proxies end when their replica's call does; the server's Shutdown has cancelled both sides.
+  service_.CutCalls();
+  server_->Shutdown(std::chrono::system_clock::now() + kCutGrace);
+  // Proxies end when their replica's call does; both sides have been cancelled.
   while (service_.open_calls() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 

@@ -148,10 +148,10 @@ absl::Status RunLeader(const Flags& flags, const exec::Rank& rank, exec::StepExe
   } else {
     status = server.status();
   }
+  // Before the engine: what is cut short is to go on elsewhere, not to end as cancelled.
+  if (server.ok()) (*server)->Shutdown(std::chrono::seconds(1));
   engine.Stop();
   engine_thread.join();
-  // What was cut short is still told so.
-  if (server.ok()) (*server)->Shutdown(std::chrono::seconds(1));
   RETURN_IF_ERROR(status);
   return engine_status;
 }

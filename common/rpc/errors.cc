@@ -91,8 +91,10 @@ std::optional<std::chrono::milliseconds> RetryDelayOf(const grpc::Status& status
          std::chrono::milliseconds(retry->retry_delay().nanos() / 1'000'000);
 }
 
-void AddRetryPushback(grpc::ServerContextBase& context, std::chrono::milliseconds delay) {
-  context.AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(delay.count()));
+void AddRetryPushback(grpc::ServerContextBase& context, const grpc::Status& status) {
+  if (status.error_code() != grpc::StatusCode::RESOURCE_EXHAUSTED) return;
+  if (const auto delay = RetryDelayOf(status))
+    context.AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(delay->count()));
 }
 
 grpc::StatusCode ToGrpcCode(absl::StatusCode code) {

@@ -61,9 +61,10 @@ std::string Describe(const grpc::Status& status);
 // RetryInfo's delay, if given.
 std::optional<std::chrono::milliseconds> RetryDelayOf(const grpc::Status& status);
 
-// Tells gRPC's own retry logic how long to wait (trailer grpc-retry-pushback-ms). Before the call
-// is finished.
-void AddRetryPushback(grpc::ServerContextBase& context, std::chrono::milliseconds delay);
+// Tells gRPC's own retry logic how long to wait (trailer grpc-retry-pushback-ms) where `status` is
+// an overload with RetryInfo; otherwise does nothing. To be called before a call is finished with
+// `status`.
+void AddRetryPushback(grpc::ServerContextBase& context, const grpc::Status& status);
 
 // Code for code; messages are kept.
 grpc::StatusCode ToGrpcCode(absl::StatusCode code);

@@ -12,7 +12,8 @@ RouterProbe::RouterProbe(Metrics& metrics, const Registry& registry)
                                      "Streams that ended with STREAM_INTERRUPTED")),
       refused(metrics.AddCounter("qserve_router_refused_total",
                                  "Calls refused: no replica, or too many open")),
-      open_calls(metrics.AddGauge("qserve_router_open_calls", "Generation calls open")),
+      open_calls(metrics.AddGauge("qserve_router_open_calls",
+                                  "Calls open that are a replica's to answer")),
       first_chunk_seconds(metrics.AddHistogram("qserve_router_first_chunk_seconds",
                                                "From arrival to the first chunk",
                                                LatencyBuckets())) {

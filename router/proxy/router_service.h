@@ -7,19 +7,17 @@
 #include <grpcpp/grpcpp.h>
 
 #include "common/clock.h"
-#include "common/rpc/checked_inference_service.h"
+#include "common/rpc/checked_services.h"
+#include "router/proxy/open_calls.h"
 #include "router/proxy/router_probe.h"
 #include "router/registry/registry.h"
 
 namespace qserve::router {
 
-// Generations open at a time; more are refused with RESOURCE_EXHAUSTED.
-inline constexpr int64_t kMaxOpenCalls = 20'000;
-
 class RouterService final : public rpc::CheckedInferenceService {
  public:
   RouterService(Registry& registry, RouterProbe& probe, const Clock& clock)
-      : registry_(registry), probe_(probe), clock_(clock) {}
+      : registry_(registry), probe_(probe), clock_(clock), open_calls_(probe.open_calls) {}
 
   grpc::ServerUnaryReactor* Generate(grpc::CallbackServerContext* context,
                                      const v1::GenerateRequest* request,
@@ -44,13 +42,15 @@ class RouterService final : public rpc::CheckedInferenceService {
 
   // Refuse new generations from now on.
   void StartDraining() { draining_ = true; }
-  int64_t open_calls() const { return open_calls_; }
+  // End what is open, with UNAVAILABLE DRAINING.
+  void CutCalls() { open_calls_.CutAll(); }
+  int64_t open_calls() const { return open_calls_.count(); }
 
  private:
-  // OK and counted, or the reason to refuse.
+  // OK and counted, or the reason to refuse: of a generation, and of any call to a replica.
+  grpc::Status AdmitGeneration();
   grpc::Status Admit();
-  void OnCallOver();
-  // A small unary call, to one replica.
+  // A small unary call, to one replica after another until one answers.
   template <class Request, class Response, class Call>
   grpc::ServerUnaryReactor* Forward(grpc::CallbackServerContext* context, const Request& request,
                                     Response* response, Call call);
@@ -58,7 +58,7 @@ class RouterService final : public rpc::CheckedInferenceService {
   Registry& registry_;
   RouterProbe& probe_;
   const Clock& clock_;
-  std::atomic<int64_t> open_calls_{0};
+  OpenCalls open_calls_;
   std::atomic<bool> draining_{false};
 };
 

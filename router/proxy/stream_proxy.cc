@@ -48,23 +48,23 @@ class StreamProxy::Upstream final : public grpc::ClientReadReactor<v1::StreamGen
   v1::StreamGenerateRequest request_;
 };
 
-StreamProxy::StreamProxy(Registry& registry, RouterProbe& probe, const Clock& clock,
-                         grpc::CallbackServerContext& context,
-                         const v1::StreamGenerateRequest& request, std::function<void()> on_over)
+StreamProxy::StreamProxy(Registry& registry, RouterProbe& probe, OpenCalls& open_calls,
+                         const Clock& clock, grpc::CallbackServerContext& context,
+                         const v1::StreamGenerateRequest& request)
     : probe_(probe),
+      open_calls_(open_calls),
       clock_(clock),
       context_(context),
-      spec_(request.spec()),
-      attempts_(registry, spec_),
-      on_over_(std::move(on_over)),
+      spec_(Completed(request.spec())),
+      attempts_(registry, RouteOf(spec_)),
       arrival_(clock.Now()) {
-  Complete(spec_);
+  open_calls_.Add(this);
   StartNext(grpc::Status::OK);
 }
 
 void StreamProxy::StartNext(const grpc::Status& cause) {
   Replica* replica =
-      attempts_.Next(emitted_.any() ? emitted_.numerics_id() : spec_.resume().numerics_id());
+      attempts_.Next(emitted_.any() ? emitted_.numerics_id() : attempts_.route().numerics_id);
   if (replica == nullptr) {
     if (emitted_.any()) {
       Interrupt(grpc::Status(grpc::StatusCode::UNAVAILABLE, "no replica computes the same bits"));
@@ -81,7 +81,7 @@ void StreamProxy::StartNext(const grpc::Status& cause) {
     const std::lock_guard lock(mutex_);
     replica_lost_ = false;
     upstream_ = std::move(upstream);
-    if (client_gone_) begun->Cancel();
+    if (client_gone_ || cut_short_) begun->Cancel();
   }
   begun->Begin(emitted_.any() ? emitted_.Resume(spec_) : spec_, context_.deadline());
 }
@@ -106,15 +106,18 @@ void StreamProxy::OnWriteDone(bool ok) {
 void StreamProxy::OnUpstreamDone(const grpc::Status& status) {
   bool client_gone = false;
   bool replica_lost = false;
+  bool cut_short = false;
   std::unique_ptr<Upstream> over;  // freed when this function ends: gRPC is done with it
   {
     const std::lock_guard lock(mutex_);
     client_gone = client_gone_;
     replica_lost = replica_lost_;
+    cut_short = cut_short_;
     over = std::move(upstream_);
   }
   if (client_gone) return End(grpc::Status(grpc::StatusCode::CANCELLED, "cancelled by the client"));
   if (status.ok()) return End(status);
+  if (cut_short) return End(attempts_.ShuttingDown(emitted_.tokens()));
   if (!replica_lost && !Attempts::Retryable(status)) return End(status);
   if (replica_lost)
     LOG_WARN("request {}: replica {} was lost", spec_.request_id(), over->replica().address());
@@ -134,10 +137,7 @@ void StreamProxy::Interrupt(const grpc::Status& cause) {
 }
 
 void StreamProxy::End(const grpc::Status& status) {
-  if (const auto delay = rpc::RetryDelayOf(status);
-      delay && status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
-    rpc::AddRetryPushback(context_, *delay);
-  }
+  rpc::AddRetryPushback(context_, status);
   Finish(status);
 }
 
@@ -153,10 +153,17 @@ void StreamProxy::OnReplicaLost() {
   if (upstream_ != nullptr) upstream_->Cancel();
 }
 
+void StreamProxy::CutShort() {
+  const std::lock_guard lock(mutex_);
+  cut_short_ = true;
+  if (upstream_ != nullptr) upstream_->Cancel();
+}
+
 void StreamProxy::OnDone() {
-  const std::function<void()> on_over = std::move(on_over_);
+  OpenCalls& open_calls = open_calls_;
+  open_calls.Remove(this);
   delete this;
-  on_over();
+  open_calls.Release();
 }
 
 }  // namespace qserve::router

@@ -3,7 +3,6 @@
 // the replica goes, the stream goes on elsewhere (same numerics) or ends with STREAM_INTERRUPTED.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <mutex>
 
@@ -12,22 +11,25 @@
 #include "common/clock.h"
 #include "router/proxy/attempts.h"
 #include "router/proxy/emitted.h"
+#include "router/proxy/open_calls.h"
 #include "router/proxy/router_probe.h"
 
 namespace qserve::router {
 
 class StreamProxy final : public grpc::ServerWriteReactor<v1::StreamGenerateResponse>,
-                          public OpenCall {
+                          public OpenCall,
+                          public ClientCall {
  public:
-  // Deletes itself when the call is over; `on_over` runs last.
-  StreamProxy(Registry& registry, RouterProbe& probe, const Clock& clock,
-              grpc::CallbackServerContext& context, const v1::StreamGenerateRequest& request,
-              std::function<void()> on_over);
+  // For a call with room in `open_calls`. Deletes itself when it is over. References must outlive
+  // it.
+  StreamProxy(Registry& registry, RouterProbe& probe, OpenCalls& open_calls, const Clock& clock,
+              grpc::CallbackServerContext& context, const v1::StreamGenerateRequest& request);
 
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
   void OnDone() override;
   void OnReplicaLost() override;
+  void CutShort() override;
 
  private:
   class Upstream;
@@ -40,12 +42,12 @@ class StreamProxy final : public grpc::ServerWriteReactor<v1::StreamGenerateResp
   void Interrupt(const grpc::Status& cause);
 
   RouterProbe& probe_;
+  OpenCalls& open_calls_;
   const Clock& clock_;
   grpc::CallbackServerContext& context_;
-  v1::GenerationSpec spec_;
+  const v1::GenerationSpec spec_;
   Attempts attempts_;
   Emitted emitted_;
-  std::function<void()> on_over_;
   const TimePoint arrival_;
 
   // Chunk, attempts and emitted are touched by one completion at a time: gRPC has one read or one
@@ -56,6 +58,7 @@ class StreamProxy final : public grpc::ServerWriteReactor<v1::StreamGenerateResp
   std::unique_ptr<Upstream> upstream_;  // guarded by mutex_ for outsiders
   bool client_gone_ = false;            // guarded by mutex_
   bool replica_lost_ = false;           // guarded by mutex_
+  bool cut_short_ = false;              // guarded by mutex_
 };
 
 }  // namespace qserve::router

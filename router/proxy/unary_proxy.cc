@@ -6,21 +6,19 @@
 
 namespace qserve::router {
 
-UnaryProxy::UnaryProxy(Registry& registry, RouterProbe& probe, grpc::CallbackServerContext& context,
-                       const v1::GenerateRequest& request, v1::GenerateResponse& response,
-                       std::function<void()> on_over)
+UnaryProxy::UnaryProxy(Registry& registry, RouterProbe& probe, OpenCalls& open_calls,
+                       grpc::CallbackServerContext& context, Route route, Ask ask)
     : probe_(probe),
+      open_calls_(open_calls),
       context_(context),
-      request_(request),
-      response_(response),
-      attempts_(registry, request_.spec()),
-      on_over_(std::move(on_over)) {
-  Complete(*request_.mutable_spec());
+      ask_(std::move(ask)),
+      attempts_(registry, std::move(route)) {
+  open_calls_.Add(this);
   StartNext(grpc::Status::OK);
 }
 
 void UnaryProxy::StartNext(const grpc::Status& cause) {
-  Replica* replica = attempts_.Next(request_.spec().resume().numerics_id());
+  Replica* replica = attempts_.Next(attempts_.route().numerics_id);
   if (replica == nullptr) {
     probe_.refused.Increment();
     End(attempts_.Refusal(cause));
@@ -34,36 +32,33 @@ void UnaryProxy::StartNext(const grpc::Status& cause) {
     const std::lock_guard lock(mutex_);
     replica_lost_ = false;
     upstream_ = std::move(upstream);
-    if (client_gone_) begun->TryCancel();
+    if (client_gone_ || cut_short_) begun->TryCancel();
   }
   replica->Enter(this);
-  replica->inference().async()->Generate(
-      begun, &request_, &response_,
-      [this, replica](grpc::Status status) { OnAnswer(*replica, status); });
+  ask_(replica->inference(), begun,
+       [this, replica](grpc::Status status) { OnAnswer(*replica, status); });
 }
 
 void UnaryProxy::OnAnswer(Replica& replica, const grpc::Status& status) {
   replica.Leave(this);
   bool client_gone = false;
   bool replica_lost = false;
+  bool cut_short = false;
   {
     const std::lock_guard lock(mutex_);
     client_gone = client_gone_;
     replica_lost = replica_lost_;
+    cut_short = cut_short_;
     upstream_.reset();
   }
-  const bool again =
-      !status.ok() && !client_gone && (replica_lost || Attempts::Retryable(status));
-  if (!again) return End(status);
-  response_.Clear();
+  if (status.ok() || client_gone) return End(status);
+  if (cut_short) return End(attempts_.ShuttingDown(0));
+  if (!replica_lost && !Attempts::Retryable(status)) return End(status);
   StartNext(status);
 }
 
 void UnaryProxy::End(const grpc::Status& status) {
-  if (const auto delay = rpc::RetryDelayOf(status);
-      delay && status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
-    rpc::AddRetryPushback(context_, *delay);
-  }
+  rpc::AddRetryPushback(context_, status);
   Finish(status);
 }
 
@@ -79,10 +74,17 @@ void UnaryProxy::OnReplicaLost() {
   if (upstream_ != nullptr) upstream_->TryCancel();
 }
 
+void UnaryProxy::CutShort() {
+  const std::lock_guard lock(mutex_);
+  cut_short_ = true;
+  if (upstream_ != nullptr) upstream_->TryCancel();
+}
+
 void UnaryProxy::OnDone() {
-  const std::function<void()> on_over = std::move(on_over_);
+  OpenCalls& open_calls = open_calls_;
+  open_calls.Remove(this);
   delete this;
-  on_over();
+  open_calls.Release();
 }
 
 }  // namespace qserve::router

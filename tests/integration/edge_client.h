@@ -18,6 +18,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "common/rpc/errors.h"
+#include "qserve/rpc/error_details.pb.h"
 #include "qserve/v1/inference.grpc.pb.h"
 #include "qserve/v1/worker.grpc.pb.h"
 
@@ -107,6 +108,19 @@ inline void ExpectSame(const Outcome& a, const Outcome& b, int32_t candidates = 
   ASSERT_FALSE(b.chunks.empty());
   EXPECT_EQ(a.usage().output_tokens(), b.usage().output_tokens());
   EXPECT_EQ(a.usage().prompt_tokens(), b.usage().prompt_tokens());
+}
+
+// What an error's ErrorInfo says under `key`, empty if nothing.
+inline std::string MetadataOf(const grpc::Status& status, const std::string& key) {
+  google::rpc::Status details;
+  google::rpc::ErrorInfo info;
+  if (!details.ParseFromString(status.error_details())) return "";
+  for (const auto& any : details.details()) {
+    if (!any.UnpackTo(&info)) continue;
+    const auto found = info.metadata().find(key);
+    if (found != info.metadata().end()) return found->second;
+  }
+  return "";
 }
 
 // A stream that the test reads chunk by chunk. Cancelled if it is dropped unfinished.

@@ -97,6 +97,7 @@ TEST(EdgeEnding, WhatDoesNotStartInTimeIsGivenUp) {
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(rpc::ReasonOf(status), rpc::kQueueTimeout);
   EXPECT_TRUE(rpc::RetryDelayOf(status).has_value());
+  EXPECT_EQ(waiting.context().GetServerTrailingMetadata().count("grpc-retry-pushback-ms"), 1u);
   EXPECT_TRUE(waiting.so_far().chunks.empty());
   replica.gate().Open();
   ExpectWhole(running.End());
@@ -283,6 +284,39 @@ TEST(EdgeEnding, DrainRefusesTheNewAndFinishesTheOld) {
   replica.gate().Open();
   ExpectWhole(old.End());
   EXPECT_EQ(old.so_far().Ids().size(), 100u);
+  EXPECT_TRUE(replica.ComesToRest());
+}
+
+TEST(EdgeEnding, WhatAnEndingReplicaDoesNotFinishIsToGoOnElsewhere) {
+  TestReplica replica;
+  const auto channel = Connect(replica.address());
+  replica.gate().Close();
+  v1::GenerationSpec spec = Spec(1000);
+  spec.mutable_output()->set_n(2);
+  LiveStream stream(channel, spec);
+  ASSERT_TRUE(Eventually([&] { return replica.engine().Stats().running > 0; }));
+  Answer answer;
+  std::thread unary([&] { answer = Generate(channel, Spec(1000, 8, 1)); });
+  LiveStream not_begun(channel, Spec(1000, 8, 2));
+  EXPECT_TRUE(Eventually([&] {
+    return replica.metrics().Text().find("\nqserve_requests_total 3") != std::string::npos;
+  }));
+  replica.gate().Let(6);
+  EXPECT_TRUE(stream.ReadTokens(2));
+  replica.server().Shutdown(kPatience);
+  unary.join();
+  for (const grpc::Status& status : {stream.End().status, answer.status, not_begun.End().status}) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << rpc::Describe(status);
+    EXPECT_EQ(rpc::ReasonOf(status), rpc::kDraining);
+    EXPECT_TRUE(rpc::RetryDelayOf(status).has_value());
+  }
+  const Outcome& outcome = stream.so_far();
+  EXPECT_EQ(MetadataOf(outcome.status, "tokens_emitted"),
+            std::to_string(outcome.Ids(0).size() + outcome.Ids(1).size()));
+  for (const int32_t candidate : {0, 1}) {
+    EXPECT_EQ(outcome.Finish(candidate), v1::FINISH_REASON_UNSPECIFIED);
+  }
+  replica.gate().Open();
   EXPECT_TRUE(replica.ComesToRest());
 }
 

@@ -97,6 +97,25 @@ TEST_F(EdgeHostile, LengthsThatPromiseMoreThanThereIsAreRefused) {
   }
 }
 
+TEST_F(EdgeHostile, MalformedOrdersToAWorkerAreRefusedAndNotObeyed) {
+  for (const char* method : {"WatchStatus", "Drain", "Abort"}) {
+    for (const std::string& bytes :
+         {std::string("\x0b\x0b"), std::string("\x0a\xff\xff\xff\xff\x07")}) {
+      const grpc::Status status =
+          CallRaw(channel_, std::string("/qserve.v1.WorkerService/") + method, bytes);
+      EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << method;
+      EXPECT_EQ(rpc::ReasonOf(status), rpc::kInvalidRequest);
+    }
+  }
+  v1::AbortRequest request;
+  for (int i = 0; i < 1025; ++i) request.add_request_ids("x");
+  const grpc::Status status =
+      CallRaw(channel_, "/qserve.v1.WorkerService/Abort", request.SerializeAsString());
+  EXPECT_EQ(rpc::ReasonOf(status), rpc::kInvalidRequest);
+  EXPECT_THAT(rpc::Describe(status), testing::HasSubstr("request_ids"));
+  EXPECT_FALSE(replica_.engine().Stats().draining);
+}
+
 TEST_F(EdgeHostile, UnknownMethodsAndServicesAreUnimplemented) {
   for (const std::string& method :
        {std::string("/") + kInferenceName + "/NoSuchMethod", std::string("/no.such.Service/Method"),

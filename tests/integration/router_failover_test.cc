@@ -5,7 +5,6 @@
 
 #include <algorithm>
 
-#include "qserve/rpc/error_details.pb.h"
 #include "tests/integration/router_fixture.h"
 
 namespace qserve::integration {
@@ -128,6 +127,36 @@ TEST_F(RouterTest, AFailedStepMovesItsStreams) {
   EXPECT_TRUE(WaitsForReady(1));
 }
 
+TEST_F(RouterTest, WhatADrainedReplicaDoesNotFinishGoesOnElsewhere) {
+  Start({{}, {}});
+  CloseGates();
+  v1::GenerationSpec spec = Spec(60);
+  spec.mutable_output()->set_n(2);
+  LiveStream stream(channel_, spec);
+  const size_t first = BusyReplica();
+  Answer answer;
+  std::thread unary([&] { answer = Generate(channel_, Spec(60, 8, 1)); });
+  LiveStream third(channel_, Spec(60, 8, 2));
+  // Of the three calls the first replica has one or two; whatever it has moves.
+  replicas_[first]->gate().Let(20);
+  EXPECT_TRUE(stream.ReadTokens(5));
+  replicas_[first]->server().StartDraining();
+  EXPECT_TRUE(WaitsForReady(1));
+  EXPECT_EQ(stream.so_far().Finish(), v1::FINISH_REASON_UNSPECIFIED);
+  replicas_[first]->server().Shutdown(kPatience);
+  OpenGates();
+  ExpectWhole(stream.End(), 2);
+  ExpectSame(stream.so_far(), Undisturbed(spec), 2);
+  ExpectWhole(third.End());
+  ExpectSame(third.so_far(), Undisturbed(Spec(60, 8, 2)));
+  unary.join();
+  ASSERT_TRUE(answer.status.ok()) << rpc::Describe(answer.status);
+  EXPECT_THAT(answer.response.candidates(0).token_ids(),
+              testing::ElementsAreArray(Undisturbed(Spec(60, 8, 1)).Ids()));
+  EXPECT_GE(Metric("qserve_router_resumes_total"), 1);
+  EXPECT_EQ(Metric("qserve_router_interrupted_total"), 0);
+}
+
 TEST_F(RouterTest, ASlowReadersReplicaMayDieToo) {
   Start({{}, {}});
   v1::GenerationSpec spec = Spec(1000);
@@ -145,6 +174,24 @@ TEST_F(RouterTest, ASlowReadersReplicaMayDieToo) {
   ASSERT_TRUE(WaitsForReady(1));
   ExpectWhole(stream.End());
   ExpectSame(stream.so_far(), Undisturbed(spec));
+}
+
+TEST_F(RouterTest, ASlowReadersReplicaMayEndItsDrainToo) {
+  Start({{}, {}});
+  v1::GenerationSpec spec = Spec(1000);
+  spec.mutable_output()->set_logprobs(20);
+  LiveStream stream(channel_, spec);
+  size_t first = 0;
+  ASSERT_TRUE(Eventually([&] {
+    for (first = 0; first < 2; ++first) {
+      if (replicas_[first]->engine().Stats().requests_finished == 1) return true;
+    }
+    return false;
+  }));
+  replicas_[first]->server().Shutdown(std::chrono::milliseconds(100));
+  ExpectWhole(stream.End());
+  ExpectSame(stream.so_far(), Undisturbed(spec));
+  EXPECT_EQ(Metric("qserve_router_resumes_total"), 1);
 }
 
 TEST_F(RouterTest, ASlowClientMayLeaveWhileItsChunkWaits) {
@@ -174,14 +221,7 @@ TEST_F(RouterTest, OtherNumericsDoNotContinueAStream) {
   const grpc::Status status = stream.End().status;
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(rpc::ReasonOf(status), rpc::kStreamInterrupted);
-  google::rpc::Status details;
-  ASSERT_TRUE(details.ParseFromString(status.error_details()));
-  std::string emitted;
-  for (const auto& any : details.details()) {
-    google::rpc::ErrorInfo info;
-    if (any.UnpackTo(&info)) emitted = info.metadata().at("tokens_emitted");
-  }
-  EXPECT_EQ(emitted, std::to_string(stream.so_far().Ids().size()));
+  EXPECT_EQ(MetadataOf(status, "tokens_emitted"), std::to_string(stream.so_far().Ids().size()));
   // What came is the beginning of the undisturbed run.
   const std::vector<int32_t> whole = Undisturbed(Spec(60)).Ids();
   const std::vector<int32_t> got = stream.so_far().Ids();

@@ -16,10 +16,12 @@ namespace qserve::integration {
 
 class RouterTest : public testing::Test {
  protected:
-  // Waits until the router knows them all.
-  void Start(const std::vector<ReplicaOptions>& options) {
+  // Waits until the router knows them all; `others` run already and come first.
+  void Start(const std::vector<ReplicaOptions>& options,
+             const std::vector<std::string>& others = {}) {
     router::RouterOptions router_options;
     router_options.listen = "127.0.0.1:0";
+    router_options.workers = others;
     for (const ReplicaOptions& one : options) {
       replicas_.push_back(std::make_unique<TestReplica>(one));
       relays_.push_back(std::make_unique<Relay>(replicas_.back()->port()));
@@ -29,7 +31,7 @@ class RouterTest : public testing::Test {
     ASSERT_TRUE(router.ok()) << router.status();
     router_ = *std::move(router);
     channel_ = Connect("127.0.0.1:" + std::to_string(router_->port()));
-    ASSERT_TRUE(WaitsForReady(static_cast<int64_t>(options.size())));
+    ASSERT_TRUE(WaitsForReady(static_cast<int64_t>(router_options.workers.size())));
   }
   ~RouterTest() override {
     for (const auto& replica : replicas_) replica->gate().Open();

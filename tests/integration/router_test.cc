@@ -223,6 +223,29 @@ TEST_F(RouterTest, DrainsItself) {
   drain.join();
 }
 
+TEST_F(RouterTest, TellsWhatItsOwnEndCutsShort) {
+  Start({{}});
+  CloseGates();
+  LiveStream stream(channel_, Spec(1000));
+  ASSERT_TRUE(replicas_[0]->WaitsForRunning(1));
+  Answer answer;
+  std::thread unary([&] { answer = Generate(channel_, Spec(1000, 8, 1)); });
+  EXPECT_TRUE(Eventually([&] { return Metric("qserve_router_open_calls") == 2; }));
+  replicas_[0]->gate().Let(10);
+  EXPECT_TRUE(stream.ReadTokens(3));
+  router_->DrainAndStop(Duration::zero());
+  unary.join();
+  for (const grpc::Status& status : {stream.End().status, answer.status}) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << rpc::Describe(status);
+    EXPECT_EQ(rpc::ReasonOf(status), rpc::kDraining);
+    EXPECT_TRUE(rpc::RetryDelayOf(status).has_value());
+  }
+  EXPECT_EQ(MetadataOf(stream.so_far().status, "tokens_emitted"),
+            std::to_string(stream.so_far().Ids().size()));
+  OpenGates();
+  EXPECT_TRUE(replicas_[0]->ComesToRest());
+}
+
 TEST(RouterStart, RefusesOptionsThatCannotWork) {
   const SteadyClock clock;
   const auto start = [&clock](router::RouterOptions options) {

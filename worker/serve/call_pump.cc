@@ -55,6 +55,25 @@ void CallPump::Locked(engine::RequestId id, const std::function<std::function<vo
   if (action) action();
 }
 
+void CallPump::Reach(Shard& shard, engine::RequestId id,
+                     std::function<void()> (PumpedCall::*what)()) {
+  Locked(id, [&shard, id, what]() -> std::function<void()> {
+    const auto call = shard.calls.find(id);
+    return call == shard.calls.end() ? std::function<void()>() : (call->second->*what)();
+  });
+}
+
+void CallPump::CutAll() {
+  for (auto& shard : shards_) {
+    std::vector<engine::RequestId> ids;
+    {
+      const std::lock_guard lock(shard->call_mutex);
+      for (const auto& [id, call] : shard->calls) ids.push_back(id);
+    }
+    for (const engine::RequestId id : ids) Reach(*shard, id, &PumpedCall::CutShort);
+  }
+}
+
 int64_t CallPump::open_calls() const {
   int64_t open = 0;
   for (const auto& shard : shards_) {
@@ -74,10 +93,7 @@ void CallPump::Work(Shard& shard) {
       id = shard.ready.front();
       shard.ready.pop_front();
     }
-    Locked(id, [&shard, id]() -> std::function<void()> {
-      const auto call = shard.calls.find(id);
-      return call == shard.calls.end() ? std::function<void()>() : call->second->Advance();
-    });
+    Reach(shard, id, &PumpedCall::Advance);
   }
 }
 

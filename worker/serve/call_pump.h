@@ -24,6 +24,8 @@ class PumpedCall {
   // News: take them and return what is to be done once the mutex is free (starting a write or
   // finishing), or nothing. Called with the shard's mutex held.
   virtual std::function<void()> Advance() = 0;
+  // The same, for a call that must end soon because the server does.
+  virtual std::function<void()> CutShort() = 0;
 };
 
 class CallPump {
@@ -40,6 +42,9 @@ class CallPump {
   // Runs `body` with the call's mutex held, then what it returned without it.
   void Locked(engine::RequestId id, const std::function<std::function<void()>()>& body);
 
+  // CutShort for every call there is.
+  void CutAll();
+
   int64_t open_calls() const;
 
  private:
@@ -54,6 +59,8 @@ class CallPump {
     std::thread thread;
   };
   void Work(Shard& shard);
+  // Does `what` to the call, if it is still there.
+  void Reach(Shard& shard, engine::RequestId id, std::function<void()> (PumpedCall::*what)());
   Shard& ShardOf(engine::RequestId id) const;
 
   std::vector<std::unique_ptr<Shard>> shards_;

@@ -67,7 +67,6 @@ Generation::Generation(const ServedModel& model, engine::Engine& engine, ParsedR
 }
 
 void Generation::Fail(const engine::TokenEvent& event) {
-  if (!status_.ok()) return;
   status_ = rpc::MakeError(
       rpc::ToGrpcCode(event.error.code()), std::string(event.error.message()),
       {.reason = event.error.code() == absl::StatusCode::kUnavailable ? rpc::kReplicaFailed
@@ -77,6 +76,7 @@ void Generation::Fail(const engine::TokenEvent& event) {
 
 void Generation::Consume(std::vector<engine::TokenEvent> events) {
   for (const engine::TokenEvent& event : events) {
+    if (failed()) return;
     if (!event.error.ok()) {
       Fail(event);
       continue;
@@ -115,6 +115,17 @@ void Generation::NoteUsage(const engine::Usage& usage) {
   usage_.time_to_first_token = usage.time_to_first_token;
 }
 
+void Generation::CutShort() {
+  if (failed() || complete()) return;
+  rpc::ErrorDetails details = {.reason = rpc::kDraining,
+                               .retry_delay = std::chrono::milliseconds(1000),
+                               .request_id = request_id_};
+  if (first_chunk_sent()) details.metadata = {{"tokens_emitted", std::to_string(tokens_sent_)}};
+  status_ = rpc::MakeError(grpc::StatusCode::UNAVAILABLE,
+                           "this replica shuts down before the request is finished", details);
+  engine_.Cancel(id_);
+}
+
 bool Generation::complete() const {
   for (size_t i = 0; i < outputs_.size(); ++i) {
     if (!ended_[i] && !outputs_[i].finished()) return false;
@@ -148,6 +159,7 @@ void Generation::FillChunk(size_t candidate, OutputDelta delta, v1::StreamGenera
     info.set_numerics_id(model_.numerics_id);
   }
   chunk.set_text_delta(std::move(delta.text));
+  tokens_sent_ += static_cast<int64_t>(delta.tokens.size());
   for (const plan::SampledToken& token : delta.tokens) {
     chunk.add_token_ids(token.id);
     if (options_.logprobs) FillLogprobs(token, *chunk.add_logprobs());

@@ -23,8 +23,13 @@ class Generation {
   // What Submit takes; once.
   engine::EngineRequest TakeEngineRequest() { return std::move(engine_request_); }
 
-  // Works off events; candidates whose stop string matched are cancelled in the engine.
+  // Works off events; candidates whose stop string matched are cancelled in the engine. Once failed
+  // nothing more is heard.
   void Consume(std::vector<engine::TokenEvent> events);
+
+  // The replica's time is up: unless every end is known the call fails with UNAVAILABLE DRAINING,
+  // so that it goes on elsewhere, and nothing more is computed for it here.
+  void CutShort();
 
   // Every candidate's end is known: a unary answer can be filled.
   bool complete() const;
@@ -35,7 +40,8 @@ class Generation {
 
   // Every candidate has ended and its last chunk has been taken.
   bool done() const { return done_; }
-  // Why the call ends: OK, or the engine's failure, or a queue time-out. Valid when done or failed.
+  // Why the call ends: OK, or the engine's failure, a queue time-out, the replica's end. Valid when
+  // done or failed.
   bool failed() const { return !status_.ok(); }
   const grpc::Status& status() const { return status_; }
 
@@ -65,6 +71,7 @@ class Generation {
   std::vector<bool> ended_;  // its last chunk has been taken
   engine::Usage usage_;
   int64_t sequence_number_ = 0;
+  int64_t tokens_sent_ = 0;    // in chunks taken
   size_t next_candidate_ = 0;  // round robin, so that no candidate starves the others
   bool done_ = false;
   grpc::Status status_;

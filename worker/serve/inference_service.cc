@@ -6,6 +6,7 @@
 
 #include "common/log.h"
 #include "common/rpc/errors.h"
+#include "common/rpc/finished_call.h"
 #include "worker/serve/generation.h"
 #include "worker/serve/request_reader.h"
 
@@ -24,15 +25,13 @@ TimePoint EngineDeadline(const grpc::CallbackServerContext& context, TimePoint n
 }
 
 // What Submit refuses, in the words of the API.
-grpc::Status SubmitError(const absl::Status& status, bool draining, const std::string& request_id,
-                         grpc::CallbackServerContext& context) {
+grpc::Status SubmitError(const absl::Status& status, bool draining, const std::string& request_id) {
   const std::string message(status.message());
   if (status.code() == absl::StatusCode::kResourceExhausted) {
-    const std::chrono::milliseconds delay(1000);
-    rpc::AddRetryPushback(context, delay);
-    return rpc::MakeError(
-        grpc::StatusCode::RESOURCE_EXHAUSTED, message,
-        {.reason = rpc::kQueueFull, .retry_delay = delay, .request_id = request_id});
+    return rpc::MakeError(grpc::StatusCode::RESOURCE_EXHAUSTED, message,
+                          {.reason = rpc::kQueueFull,
+                           .retry_delay = std::chrono::milliseconds(1000),
+                           .request_id = request_id});
   }
   if (status.code() == absl::StatusCode::kInvalidArgument) {
     return rpc::MakeError(grpc::StatusCode::INVALID_ARGUMENT, message,
@@ -46,20 +45,6 @@ grpc::Status SubmitError(const absl::Status& status, bool draining, const std::s
   }
   return rpc::MakeError(rpc::ToGrpcCode(status.code()), message,
                         {.reason = rpc::kInternal, .request_id = request_id});
-}
-
-// A stream that is over before it began.
-class RefusedStream final : public grpc::ServerWriteReactor<v1::StreamGenerateResponse> {
- public:
-  explicit RefusedStream(const grpc::Status& status) { Finish(status); }
-  void OnDone() override { delete this; }
-};
-
-grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context,
-                                    const grpc::Status& status) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(status);
-  return reactor;
 }
 
 }  // namespace
@@ -77,22 +62,23 @@ ServeProbe::ServeProbe(Metrics& metrics)
 // What unary and streaming calls share: a generation, its channel and its place in the pump.
 class InferenceService::Call : public PumpedCall {
  public:
-  Call(InferenceService& service, ParsedRequest request)
+  Call(InferenceService& service, grpc::CallbackServerContext& context, ParsedRequest request)
       : service_(service),
+        context_(context),
         arrival_(request.engine.arrival),
         generation_(service.model_, service.engine_, std::move(request)) {
     const engine::RequestId id = generation_.id();
     CallPump& pump = service_.pump_;
     channel_ = std::make_shared<engine::TokenChannel>([&pump, id] { pump.Notify(id); });
-    pump.Add(id, this);
     const std::lock_guard lock(service_.open_mutex_);
     open_ = service_.open_by_request_id_.emplace(generation_.request_id(), id);
   }
   ~Call() override = default;
 
   // After construction; the reactor may be used by other threads from here on.
-  void Start(grpc::CallbackServerContext& context) {
+  void Start() {
     service_.probe_.requests.Increment();
+    service_.pump_.Add(generation_.id(), this);
     engine::EngineRequest request = generation_.TakeEngineRequest();
     request.channel = channel_;
     const bool nothing_to_do = generation_.complete();
@@ -104,9 +90,14 @@ class InferenceService::Call : public PumpedCall {
     }
     service_.probe_.rejected.Increment();
     const bool draining = service_.engine_.Stats().draining;
-    const grpc::Status status =
-        SubmitError(submitted, draining, generation_.request_id(), context);
+    const grpc::Status status = SubmitError(submitted, draining, generation_.request_id());
     service_.pump_.Locked(generation_.id(), [this, &status] { return FinishAction(status); });
+  }
+
+  std::function<void()> CutShort() override {
+    ConsumeEvents();
+    generation_.CutShort();
+    return Advance();
   }
 
  protected:
@@ -115,7 +106,10 @@ class InferenceService::Call : public PumpedCall {
     if (finishing_) return nullptr;
     finishing_ = true;
     service_.probe_.request_seconds.Observe(ToSeconds(service_.clock_.Now() - arrival_));
-    return [this, status] { FinishCall(status); };
+    return [this, status] {
+      rpc::AddRetryPushback(context_, status);
+      FinishCall(status);
+    };
   }
   virtual void FinishCall(const grpc::Status& status) = 0;
 
@@ -134,6 +128,7 @@ class InferenceService::Call : public PumpedCall {
   }
 
   InferenceService& service_;
+  grpc::CallbackServerContext& context_;
   const TimePoint arrival_;
   Generation generation_;
   bool finishing_ = false;
@@ -145,8 +140,9 @@ class InferenceService::Call : public PumpedCall {
 
 class InferenceService::UnaryCall final : public Call, public grpc::ServerUnaryReactor {
  public:
-  UnaryCall(InferenceService& service, ParsedRequest request, v1::GenerateResponse& response)
-      : Call(service, std::move(request)), response_(response) {}
+  UnaryCall(InferenceService& service, grpc::CallbackServerContext& context, ParsedRequest request,
+            v1::GenerateResponse& response)
+      : Call(service, context, std::move(request)), response_(response) {}
 
   std::function<void()> Advance() override {
     ConsumeEvents();
@@ -240,11 +236,11 @@ grpc::ServerUnaryReactor* InferenceService::Generate(grpc::CallbackServerContext
   ReadResult read = ReadGeneration(request->spec(), model_, now, EngineDeadline(*context, now));
   if (!read.status.ok()) {
     probe_.rejected.Increment();
-    return FinishNow(context, read.status);
+    return rpc::FinishNow(context, read.status);
   }
-  auto* call =
-      new UnaryCall(*this, std::move(read.request), *response);  // deletes itself in OnDone
-  call->Start(*context);
+  auto* call = new UnaryCall(*this, *context, std::move(read.request),
+                             *response);  // deletes itself in OnDone
+  call->Start();
   return call;
 }
 
@@ -254,10 +250,12 @@ grpc::ServerWriteReactor<v1::StreamGenerateResponse>* InferenceService::StreamGe
   ReadResult read = ReadGeneration(request->spec(), model_, now, EngineDeadline(*context, now));
   if (!read.status.ok()) {
     probe_.rejected.Increment();
-    return new RefusedStream(read.status);  // deletes itself in OnDone
+    return new rpc::RefusedStream<v1::StreamGenerateResponse>(
+        context, read.status);  // deletes itself in OnDone
   }
-  auto* call = new StreamCall(*this, std::move(read.request));  // deletes itself in OnDone
-  call->Start(*context);
+  auto* call =
+      new StreamCall(*this, *context, std::move(read.request));  // deletes itself in OnDone
+  call->Start();
   return call;
 }
 
@@ -268,7 +266,7 @@ grpc::ServerUnaryReactor* InferenceService::CountTokens(grpc::CallbackServerCont
   std::vector<int32_t> ids;
   if (status.ok()) status = ReadPrompt(request->prompt(), "prompt", model_, ids);
   response->set_token_count(static_cast<int32_t>(ids.size()));
-  return FinishNow(context, status);
+  return rpc::FinishNow(context, status);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
@@ -279,14 +277,14 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
     status = rpc::MakeError(grpc::StatusCode::UNIMPLEMENTED, "this model has no tokenizer",
                             {.reason = rpc::kUnsupported});
   }
-  if (!status.ok()) return FinishNow(context, status);
+  if (!status.ok()) return rpc::FinishNow(context, status);
   const bool add = request->has_add_special_tokens() ? request->add_special_tokens() : true;
   const auto ids = model_.tokenizer->Encode(request->text(), {.add_special_tokens = add});
   if (!ids.ok())
-    return FinishNow(context,
-                     rpc::MakeInvalidArgument({{"text", std::string(ids.status().message())}}, ""));
+    return rpc::FinishNow(
+        context, rpc::MakeInvalidArgument({{"text", std::string(ids.status().message())}}, ""));
   response->mutable_token_ids()->Assign(ids->begin(), ids->end());
-  return FinishNow(context, grpc::Status::OK);
+  return rpc::FinishNow(context, grpc::Status::OK);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
@@ -297,14 +295,14 @@ grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerConte
     status = rpc::MakeError(grpc::StatusCode::UNIMPLEMENTED, "this model has no tokenizer",
                             {.reason = rpc::kUnsupported});
   }
-  if (!status.ok()) return FinishNow(context, status);
+  if (!status.ok()) return rpc::FinishNow(context, status);
   const std::vector<int32_t> ids(request->token_ids().begin(), request->token_ids().end());
   auto text = model_.tokenizer->Decode(ids, request->skip_special_tokens());
   if (!text.ok())
-    return FinishNow(context, rpc::MakeInvalidArgument(
-                                  {{"token_ids", std::string(text.status().message())}}, ""));
+    return rpc::FinishNow(context, rpc::MakeInvalidArgument(
+                                       {{"token_ids", std::string(text.status().message())}}, ""));
   response->set_text(*std::move(text));
-  return FinishNow(context, grpc::Status::OK);
+  return rpc::FinishNow(context, grpc::Status::OK);
 }
 
 void InferenceService::FillModel(v1::Model& out) const {
@@ -330,14 +328,14 @@ grpc::ServerUnaryReactor* InferenceService::GetModel(grpc::CallbackServerContext
                                                      v1::GetModelResponse* response) {
   const grpc::Status status = CheckModelName(request->model(), "model", model_);
   if (status.ok()) FillModel(*response->mutable_model());
-  return FinishNow(context, status);
+  return rpc::FinishNow(context, status);
 }
 
 grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerContext* context,
                                                        const v1::ListModelsRequest*,
                                                        v1::ListModelsResponse* response) {
   FillModel(*response->add_models());
-  return FinishNow(context, grpc::Status::OK);
+  return rpc::FinishNow(context, grpc::Status::OK);
 }
 
 bool InferenceService::Abort(const std::string& request_id) {

@@ -13,7 +13,7 @@
 
 #include "common/clock.h"
 #include "common/metrics/metrics.h"
-#include "common/rpc/checked_inference_service.h"
+#include "common/rpc/checked_services.h"
 #include "worker/engine/engine.h"
 #include "worker/serve/call_pump.h"
 #include "worker/serve/served_model.h"
@@ -58,6 +58,10 @@ class InferenceService final : public rpc::CheckedInferenceService {
 
   // Cancels an open call by the client's request id; false if there is none. Any thread.
   bool Abort(const std::string& request_id);
+
+  // Ends the generations that are not finished with UNAVAILABLE DRAINING; new ones must be refused
+  // already. Any thread.
+  void CutCalls() { pump_.CutAll(); }
 
   // Calls that have not ended. Any thread.
   int64_t open_calls() const { return pump_.open_calls(); }

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <random>
 
 #include <fmt/format.h>
 
+#include "common/entropy.h"
 #include "common/hashing.h"
 #include "common/rpc/errors.h"
 
@@ -224,13 +224,6 @@ void ReadResume(const v1::GenerationSpec& spec, const ServedModel& model, Reader
   }
 }
 
-uint64_t DrawSeed() {
-  std::random_device device;
-  return (uint64_t{device()} << 32) | device();
-}
-
-std::string DrawRequestId() { return HexDigest(DrawSeed()) + HexDigest(DrawSeed()); }
-
 // Resolves max_tokens against the context.
 grpc::Status FitContext(const v1::GenerationSpec& spec, const ServedModel& model,
                         ParsedRequest& out) {
@@ -360,8 +353,7 @@ ReadResult ReadGeneration(const v1::GenerationSpec& spec, const ServedModel& mod
   std::vector<FieldViolation> violations;
   Reader reader(violations);
   ReadIdentity(spec, reader, out);
-  out.request_id =
-      spec.request_id().empty() || !violations.empty() ? DrawRequestId() : spec.request_id();
+  out.request_id = spec.request_id().empty() || !violations.empty() ? DrawId() : spec.request_id();
   ReadSampling(spec, model, reader, out.engine.sampling);
   ReadStopping(spec, model, reader, out);
   ReadOutput(spec, reader, out);

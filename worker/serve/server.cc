@@ -85,6 +85,8 @@ bool Server::Idle() const { return inference_.open_calls() == 0 && engine_.Idle(
 
 void Server::Shutdown(Duration grace) {
   if (server_ == nullptr) return;
+  StartDraining();
+  inference_.CutCalls();
   worker_.EndWatches();
   server_->Shutdown(std::chrono::system_clock::now() +
                     std::chrono::duration_cast<std::chrono::milliseconds>(grace));

@@ -34,7 +34,9 @@ class Server {
   void StartDraining();
   // True when no call is open and the engine has nothing to do.
   bool Idle() const;
-  // Ends what is left after `grace`.
+  // Tells every generation that is not finished that it must go on elsewhere (UNAVAILABLE
+  // DRAINING), and breaks what is left after `grace`. The engine should still run: what it ends by
+  // itself is reported as cancelled.
   void Shutdown(Duration grace);
 
  private:

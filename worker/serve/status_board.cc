@@ -1,20 +1,14 @@
 #include "worker/serve/status_board.h"
 
 #include <memory>
-#include <random>
 #include <utility>
 
-#include "common/hashing.h"
+#include "common/entropy.h"
 
 namespace qserve::worker::serve {
 namespace {
 
 constexpr auto kSampleInterval = std::chrono::milliseconds(50);
-
-std::string DrawEpoch() {
-  std::random_device device;
-  return HexDigest((uint64_t{device()} << 32) | device());
-}
 
 }  // namespace
 
@@ -24,7 +18,7 @@ StatusBoard::StatusBoard(const ServedModel& model, engine::Engine& engine, const
     : model_(model),
       engine_(engine),
       clock_(clock),
-      epoch_(DrawEpoch()),
+      epoch_(DrawId()),
       start_(clock.Now()),
       on_sample_(std::move(on_sample)) {
   RegisterMetrics(metrics);

@@ -2,6 +2,13 @@
 
 #include <chrono>
 #include <optional>
+#include <string>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "common/rpc/errors.h"
+#include "common/rpc/finished_call.h"
 
 namespace qserve::worker::serve {
 namespace {
@@ -16,6 +23,11 @@ bool SaysTheSame(v1::WatchStatusResponse a, v1::WatchStatusResponse b) {
   a.clear_uptime();
   b.clear_uptime();
   return a.SerializeAsString() == b.SerializeAsString();
+}
+
+grpc::Status ShuttingDown() {
+  return rpc::MakeError(grpc::StatusCode::UNAVAILABLE, "this replica is shutting down",
+                        {.reason = rpc::kDraining});
 }
 
 }  // namespace
@@ -91,7 +103,7 @@ grpc::ServerWriteReactor<v1::WatchStatusResponse>* WorkerService::WatchStatus(
     ended = ended_;
   }
   if (ended) {
-    watch->End(grpc::Status(grpc::StatusCode::UNAVAILABLE, "shutting down"));
+    watch->End(ShuttingDown());
   } else {
     watch->Offer(control_.status());
   }
@@ -104,24 +116,23 @@ grpc::ServerUnaryReactor* WorkerService::Drain(grpc::CallbackServerContext* cont
   control_.drain();
   const v1::WatchStatusResponse status = control_.status();
   response->set_remaining(status.running() + status.waiting());
-  auto* reactor = context->DefaultReactor();
-  reactor->Finish(grpc::Status::OK);
-  return reactor;
+  return rpc::FinishNow(context, grpc::Status::OK);
 }
 
 grpc::ServerUnaryReactor* WorkerService::Abort(grpc::CallbackServerContext* context,
                                                const v1::AbortRequest* request,
                                                v1::AbortResponse* response) {
-  auto* reactor = context->DefaultReactor();
   if (request->request_ids_size() > kMaxAbortIds) {
-    reactor->Finish(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "at most 1024 request_ids"));
-    return reactor;
+    return rpc::FinishNow(
+        context, rpc::MakeInvalidArgument(
+                     {{"request_ids", fmt::format("has {} entries, at most {} are allowed",
+                                                  request->request_ids_size(), kMaxAbortIds)}},
+                     ""));
   }
   int32_t aborted = 0;
   for (const std::string& id : request->request_ids()) aborted += control_.abort(id) ? 1 : 0;
   response->set_aborted(aborted);
-  reactor->Finish(grpc::Status::OK);
-  return reactor;
+  return rpc::FinishNow(context, grpc::Status::OK);
 }
 
 void WorkerService::Publish(const v1::WatchStatusResponse& status) {
@@ -132,8 +143,7 @@ void WorkerService::Publish(const v1::WatchStatusResponse& status) {
 void WorkerService::EndWatches() {
   const std::lock_guard lock(mutex_);
   ended_ = true;
-  for (Watch* watch : watches_)
-    watch->End(grpc::Status(grpc::StatusCode::UNAVAILABLE, "shutting down"));
+  for (Watch* watch : watches_) watch->End(ShuttingDown());
 }
 
 }  // namespace qserve::worker::serve

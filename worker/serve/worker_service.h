@@ -9,11 +9,11 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include "qserve/v1/worker.grpc.pb.h"
+#include "common/rpc/checked_services.h"
 
 namespace qserve::worker::serve {
 
-class WorkerService final : public v1::WorkerService::CallbackService {
+class WorkerService final : public rpc::CheckedWorkerService {
  public:
   struct Control {
     std::function<v1::WatchStatusResponse()> status;

@@ -1,5 +1,6 @@
 // Tests of the small pieces that everything else stands on.
 #include <fstream>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -8,6 +9,7 @@
 
 #include "common/bounded_queue.h"
 #include "common/clock.h"
+#include "common/entropy.h"
 #include "common/hashing.h"
 #include "common/log.h"
 #include "common/mapped_file.h"
@@ -107,6 +109,23 @@ TEST(Log, RefusesUnknownLevelsAndFormats) {
   EXPECT_FALSE(InitLogging("test", "loud", "text").ok());
   EXPECT_FALSE(InitLogging("test", "info", "xml").ok());
   EXPECT_TRUE(InitLogging("test", "info", "json").ok());
+}
+
+TEST(Entropy, IsNeverTheSame) {
+  std::set<uint64_t> seeds;
+  std::set<std::string> ids;
+  for (int i = 0; i < 100; ++i) {
+    seeds.insert(DrawSeed());
+    ids.insert(DrawId());
+    EXPECT_THAT(*ids.begin(), testing::MatchesRegex("[0-9a-f]+"));
+  }
+  EXPECT_EQ(seeds.size(), 100u);
+  EXPECT_EQ(ids.size(), 100u);
+  EXPECT_EQ(ids.begin()->size(), 32u);
+  // Both halves of a seed are drawn.
+  uint64_t ever_set = 0;
+  for (const uint64_t seed : seeds) ever_set |= seed;
+  EXPECT_EQ(ever_set, ~uint64_t{0});
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
-#include "common/rpc/checked_inference_service.h"
+#include "common/rpc/checked_services.h"
 
-#include <memory>
+#include <utility>
 
 #include <google/protobuf/stubs/logging.h>
 
 #include "common/rpc/errors.h"
+#include "common/rpc/finished_call.h"
 
 namespace qserve::rpc {
 namespace {
@@ -13,14 +14,6 @@ grpc::Status Malformed() {
   return MakeInvalidArgument(
       {{"request", "is not a valid message: malformed, or text is not UTF-8"}}, "");
 }
-
-// A stream that is over before it began.
-template <class Response>
-class RefusedStream final : public grpc::ServerWriteReactor<Response> {
- public:
-  RefusedStream() { this->Finish(Malformed()); }
-  void OnDone() override { delete this; }
-};
 
 // Runs `Handler` as it is for requests that parsed, and one that refuses for the others.
 template <class Handler>
@@ -50,9 +43,7 @@ template <class Request, class Response, class Serve>
 grpc::internal::MethodHandler* Unary(Serve serve) {
   return new CheckedHandler<grpc::internal::CallbackUnaryHandler<Request, Response>>(
       std::move(serve), [](grpc::CallbackServerContext* context, const Request*, Response*) {
-        grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-        reactor->Finish(Malformed());
-        return reactor;
+        return FinishNow(context, Malformed());
       });
 }
 
@@ -60,17 +51,20 @@ template <class Request, class Response, class Serve>
 grpc::internal::MethodHandler* Streaming(Serve serve) {
   return new CheckedHandler<grpc::internal::CallbackServerStreamingHandler<Request, Response>>(
       std::move(serve),
-      [](grpc::CallbackServerContext*, const Request*) -> grpc::ServerWriteReactor<Response>* {
-        return new RefusedStream<Response>;  // deletes itself in OnDone
+      [](grpc::CallbackServerContext* context,
+         const Request*) -> grpc::ServerWriteReactor<Response>* {
+        return new RefusedStream<Response>(context, Malformed());  // deletes itself in OnDone
       });
 }
 
+// Protobuf prints a line for every text that is not UTF-8: clients must not fill our log.
+void SilenceProtobuf() { google::protobuf::SetLogHandler(nullptr); }
+
 }  // namespace
 
-// Numbers are the methods' order in inference.proto. The base class owns the handlers.
+// Numbers are the methods' order in the .proto files. The base classes own the handlers.
 CheckedInferenceService::CheckedInferenceService() {
-  // Protobuf prints a line for every text that is not UTF-8: clients must not fill our log.
-  google::protobuf::SetLogHandler(nullptr);
+  SilenceProtobuf();
   MarkMethodCallback(0, Unary<v1::GenerateRequest, v1::GenerateResponse>(
                             [this](auto... arguments) { return Generate(arguments...); }));
   MarkMethodCallback(1, Streaming<v1::StreamGenerateRequest, v1::StreamGenerateResponse>(
@@ -85,6 +79,16 @@ CheckedInferenceService::CheckedInferenceService() {
                             [this](auto... arguments) { return GetModel(arguments...); }));
   MarkMethodCallback(6, Unary<v1::ListModelsRequest, v1::ListModelsResponse>(
                             [this](auto... arguments) { return ListModels(arguments...); }));
+}
+
+CheckedWorkerService::CheckedWorkerService() {
+  SilenceProtobuf();
+  MarkMethodCallback(0, Streaming<v1::WatchStatusRequest, v1::WatchStatusResponse>(
+                            [this](auto... arguments) { return WatchStatus(arguments...); }));
+  MarkMethodCallback(1, Unary<v1::DrainRequest, v1::DrainResponse>(
+                            [this](auto... arguments) { return Drain(arguments...); }));
+  MarkMethodCallback(2, Unary<v1::AbortRequest, v1::AbortResponse>(
+                            [this](auto... arguments) { return Abort(arguments...); }));
 }
 
 }  // namespace qserve::rpc
