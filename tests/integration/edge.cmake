@@ -17,10 +17,21 @@ qserve_test(router_small_calls_test
 qserve_test(router_failover_test
   SOURCES router_failover_test.cc
   DEPS fakes_executor router worker_comm worker_serve LABELS integration TIMEOUT 300)
-if(TARGET qserve-worker AND TARGET qserve-router AND TARGET qserve-quantize)
+if(TARGET qserve-worker AND TARGET qserve-router AND TARGET qserve-quantize AND TARGET qserve)
   qserve_test(process_test SOURCES process_test.cc DEPS common_rpc proto LABELS integration TIMEOUT 300)
-  add_dependencies(process_test qserve-worker qserve-router qserve-quantize)
-  target_compile_definitions(process_test PRIVATE
-    QSERVE_WORKER="$<TARGET_FILE:qserve-worker>" QSERVE_ROUTER="$<TARGET_FILE:qserve-router>"
-    QSERVE_QUANTIZE="$<TARGET_FILE:qserve-quantize>")
+  qserve_test(process_network_test
+    SOURCES process_network_test.cc
+    LIBS nlohmann_json::nlohmann_json LABELS integration TIMEOUT 300)
+  # Long enough to be struck in the middle; the sanitizers slow the model down.
+  if(QSERVE_SANITIZE)
+    target_compile_definitions(process_test PRIVATE QSERVE_STREAM_TOKENS=150)
+  else()
+    target_compile_definitions(process_test PRIVATE QSERVE_STREAM_TOKENS=700)
+  endif()
+  foreach(test process_test process_network_test)
+    add_dependencies(${test} qserve-worker qserve-router qserve-quantize qserve)
+    target_compile_definitions(${test} PRIVATE
+      QSERVE_WORKER="$<TARGET_FILE:qserve-worker>" QSERVE_ROUTER="$<TARGET_FILE:qserve-router>"
+      QSERVE_QUANTIZE="$<TARGET_FILE:qserve-quantize>" QSERVE_CLIENT="$<TARGET_FILE:qserve>")
+  endforeach()
 endif()
