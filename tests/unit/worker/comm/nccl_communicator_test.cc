@@ -107,12 +107,12 @@ class Gpus {
 
 constexpr int64_t kAlways = int64_t{1} << 40;
 
-NcclOptions Options(int size, int64_t one_shot_bytes = 1 << 11) {
+NcclOptions Options(int size, int64_t one_shot_bytes = 1 << 14) {
   NcclOptions options;
   options.size = size;
   options.generation = 7;
   options.one_shot_bytes = one_shot_bytes;
-  options.workspace_bytes = 1 << 15;
+  options.workspace_bytes = 1 << 18;
   options.watch_interval = std::chrono::milliseconds(1);
   return options;
 }
@@ -153,7 +153,7 @@ TEST_P(NcclSumTest, SumsInRankOrderWhateverTheSize) {
   Gpus gpus(options());
   // The last ones take several pieces.
   for (const auto& [rows, cols] : std::vector<std::pair<int64_t, int64_t>>{
-           {1, 1}, {1, 7}, {3, 5}, {8, 64}, {5, 257}, {24, 512}}) {
+           {1, 1}, {1, 7}, {3, 5}, {8, 64}, {5, 257}, {130, 1024}}) {
     const std::vector<float> expected = ExpectedSum(size(), rows * cols);
     gpus.RunAll([&, rows = rows, cols = cols](int r) {
       std::vector<float> data = Values(r, rows * cols);
@@ -167,8 +167,8 @@ TEST_P(NcclSumTest, SumsInRankOrderWhateverTheSize) {
 TEST_P(NcclSumTest, RoundsOnceToTheTypeOfTheSum) {
   Gpus gpus(options());
   for (const FloatType type : {FloatType::kF16, FloatType::kBf16}) {
-    for (const int64_t cols : {96, 115}) {
-      const int64_t rows = 6;
+    for (const int64_t cols : {96, 515}) {
+      const int64_t rows = 20;
       const std::vector<float> sum = ExpectedSum(size(), rows * cols);
       std::vector<uint16_t> expected(sum.size());
       Store(sum.data(), {expected.data(), type, rows, cols, cols});
@@ -186,7 +186,7 @@ TEST_P(NcclSumTest, RoundsOnceToTheTypeOfTheSum) {
 
 TEST_P(NcclSumTest, LeavesTheGapsBetweenRowsAlone) {
   Gpus gpus(options());
-  const int64_t rows = 5, cols = 253, stride = 256;
+  const int64_t rows = 9, cols = 1021, stride = 1024;
   const std::vector<float> expected = ExpectedSum(size(), rows * stride);
   gpus.RunAll([&](int r) {
     const std::vector<float> before = Values(r, rows * stride);
@@ -203,7 +203,7 @@ TEST_P(NcclSumTest, LeavesTheGapsBetweenRowsAlone) {
 
 TEST_P(NcclSumTest, GathersColumnsOnRankZeroAndBroadcastsIds) {
   Gpus gpus(options());
-  const int64_t rows = 40, cols = 61, stride = cols * size() + 4;
+  const int64_t rows = 70, cols = 301, stride = cols * size() + 4;
   gpus.RunAll([&](int r) {
     std::vector<float> local = Values(r, rows * stride);
     std::vector<float> out(static_cast<size_t>(rows * stride), -1.0f);
@@ -219,7 +219,7 @@ TEST_P(NcclSumTest, GathersColumnsOnRankZeroAndBroadcastsIds) {
     for (int from = 0; from < size(); ++from) {
       const std::vector<float> theirs = Values(from, rows * stride);
       for (int64_t row = 0; row < rows; ++row) {
-        for (const int64_t c : {int64_t{0}, int64_t{30}, cols - 1}) {
+        for (const int64_t c : {int64_t{0}, int64_t{150}, cols - 1}) {
           ASSERT_EQ(out[static_cast<size_t>(row * stride + from * cols + c)],
                     theirs[static_cast<size_t>(row * stride + c)]);
         }
@@ -231,7 +231,7 @@ TEST_P(NcclSumTest, GathersColumnsOnRankZeroAndBroadcastsIds) {
 
 TEST_P(NcclSumTest, RecordedCollectivesAreRepeatedByReplaying) {
   Gpus gpus(options());
-  const int64_t count = 768;
+  const int64_t count = 1536;
   const std::vector<float> expected = ExpectedSum(size(), count);
   gpus.RunAll([&](int r) {
     TestStream& stream = gpus.gpu(r).stream;
@@ -267,7 +267,7 @@ std::string NameOf(const ::testing::TestParamInfo<std::tuple<int, int64_t>>& inf
 }
 INSTANTIATE_TEST_SUITE_P(Groups, NcclSumTest,
                          ::testing::Combine(::testing::Values(1, 2, 3, 4),
-                                            ::testing::Values(int64_t{0}, int64_t{1} << 11,
+                                            ::testing::Values(int64_t{0}, int64_t{1} << 14,
                                                               kAlways)),
                          NameOf);
 
@@ -288,8 +288,8 @@ TEST(NcclCommunicator, GoesAwayInOrder) {
 
 // One collective, and how the step that contained it ended.
 kernels::Status SumOf(Gpus& gpus, int r) {
-  std::vector<float> data(256, 1.0f);
-  gpus[r].AllReduceSumInPlace({data.data(), 1, 256, 256});
+  std::vector<float> data(4096, 1.0f);
+  gpus[r].AllReduceSumInPlace({data.data(), 1, 4096, 4096});
   return gpus.gpu(r).stream.Finish();
 }
 
@@ -350,8 +350,8 @@ TEST(NcclLoss, AStepThatTakesLongIsNoLossWhileItMovesOn) {
   options.step_timeout = std::chrono::seconds(30);
   Gpus gpus(options);
   gpus.RunAll([&](int r) {
-    for (int step = 0; step < 20; ++step) {
-      if (r == 1 && step % 5 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    for (int step = 0; step < 50; ++step) {
+      if (r == 1 && step % 10 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
       EXPECT_TRUE(SumOf(gpus, r).ok());
     }
   });
