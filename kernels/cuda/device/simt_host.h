@@ -18,6 +18,7 @@
 namespace qserve::kernels::cuda {
 
 QSERVE_DEVICE int ThreadId() { return emulator::ThisThread().index; }
+QSERVE_DEVICE int ThreadIdAnew() { return ThreadId(); }
 QSERVE_DEVICE int LaneId() { return ThreadId() % 32; }
 QSERVE_DEVICE int WarpId() { return ThreadId() / 32; }
 QSERVE_DEVICE int BlockThreads() { return emulator::ThisBlock().threads; }

@@ -11,6 +11,12 @@ namespace qserve::kernels::cuda {
 
 // Where this thread is.
 QSERVE_DEVICE int ThreadId() { return static_cast<int>(threadIdx.x); }
+// ThreadId(), read anew where it stands: between two uses far apart it takes no register.
+QSERVE_DEVICE int ThreadIdAnew() {
+  int id;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(id));
+  return id;
+}
 QSERVE_DEVICE int LaneId() { return static_cast<int>(threadIdx.x & 31u); }
 QSERVE_DEVICE int WarpId() { return static_cast<int>(threadIdx.x >> 5); }
 QSERVE_DEVICE int BlockThreads() { return static_cast<int>(blockDim.x); }

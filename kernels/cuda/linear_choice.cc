@@ -1,0 +1,160 @@
+// The choice of a linear's kernel. Small batches are bound by reading weights: blocks of few
+// tokens, and K split until every multiprocessor has enough copies under way. Large ones are bound
+// by multiplying: the larger tile unless it wastes more, and a split only where blocks are too few.
+#include "kernels/cuda/linear_choice.h"
+
+#include <algorithm>
+#include <array>
+
+#include "common/check.h"
+#include "kernels/cuda/device/linear_shape.h"
+
+namespace qserve::kernels::cuda {
+namespace {
+
+// What is known of a shape at run time.
+struct Tile {
+  LinearTile tile = LinearTile::kD16;
+  int tokens = 0;
+  int min_blocks = 0;  // that registers leave room for on a multiprocessor
+  int stages = 0;
+};
+
+template <class Shape>
+constexpr Tile Of(LinearTile tile) {
+  return {tile, Shape::kTokens, Shape::kMinBlocks, Shape::kStages};
+}
+
+template <bool kWide>
+Tile TileOf(LinearTile tile) {
+  switch (tile) {
+    case LinearTile::kD16:
+      return Of<LinearD16<kWide>>(tile);
+    case LinearTile::kS32:
+      return Of<LinearS32<kWide>>(tile);
+    case LinearTile::kS64:
+      return Of<LinearS64<kWide>>(tile);
+    case LinearTile::kM128:
+      return Of<LinearM128<kWide>>(tile);
+    case LinearTile::kL256:
+      return Of<LinearL256<kWide>>(tile);
+  }
+  QSERVE_CHECK_MSG(false, "unknown tile");
+  return {};
+}
+
+bool IsWide(WeightFormat format) {
+  return format == WeightFormat::kW8 || format == WeightFormat::kHalfFixedOrder;
+}
+
+Tile TileOf(WeightFormat format, LinearTile tile) {
+  return IsWide(format) ? TileOf<true>(tile) : TileOf<false>(tile);
+}
+
+int64_t SharedBytes(WeightFormat format, LinearTile tile) {
+  const Tile of = TileOf(format, tile);
+  return LinearSharedBytes(IsWide(format) ? 8192 : 4096, format == WeightFormat::kW4Group128,
+                           of.tokens, of.stages);
+}
+
+int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks of a tile that a multiprocessor holds at once.
+int64_t Resident(const LinearMachine& machine, WeightFormat format, LinearTile tile) {
+  constexpr int64_t kReserved = 1024;
+  const int64_t fit =
+      (machine.shared_bytes_per_block + kReserved) / (SharedBytes(format, tile) + kReserved);
+  return std::min<int64_t>(fit, TileOf(format, tile).min_blocks);
+}
+
+// Fewer K tiles than these a block, and filling the ring and adding up cost more than they bring.
+constexpr int64_t kLeastTilesOfSplit = 4;
+
+// As many splits as fill the machine once.
+int FillingSplits(const LinearMachine& machine, const LinearProblem& problem, LinearTile tile) {
+  const LinearChoice whole = MakeChoice(problem, tile, 1);
+  const int64_t blocks = int64_t{whole.row_blocks} * whole.token_blocks;
+  const int64_t slots = machine.multiprocessors * Resident(machine, problem.format, tile);
+  const int64_t most = std::max<int64_t>(1, problem.k_tiles / kLeastTilesOfSplit);
+  const int64_t splits = std::clamp<int64_t>(slots / blocks, 1, most);
+  // As even as it gets with no longer parts.
+  return static_cast<int>(CeilDivide(problem.k_tiles, CeilDivide(problem.k_tiles, splits)));
+}
+
+// Rough time of a product that is bound by multiplying, in K tiles of one token's column: waves of
+// blocks, each as long as its part of K plus what starting and ending take.
+double ComputeCost(const LinearMachine& machine, const LinearProblem& problem, LinearTile tile,
+                   int splits) {
+  const LinearChoice choice = MakeChoice(problem, tile, splits);
+  const auto resident = static_cast<double>(Resident(machine, problem.format, tile));
+  const int64_t blocks = int64_t{choice.row_blocks} * choice.token_blocks * splits;
+  const int64_t waves =
+      CeilDivide(blocks, machine.multiprocessors * Resident(machine, problem.format, tile));
+  const double overhead = splits > 1 ? 8 : 3;
+  // The larger tile reads less of shared memory a product.
+  const double efficiency = tile == LinearTile::kL256 ? 1.0 : 0.9;
+  return static_cast<double>(waves) * resident * TileOf(problem.format, tile).tokens / efficiency *
+         (static_cast<double>(CeilDivide(problem.k_tiles, splits)) + overhead);
+}
+
+LinearChoice ChooseForCompute(const LinearMachine& machine, const LinearProblem& problem) {
+  LinearChoice best;
+  double least = 0;
+  for (const LinearTile tile : {LinearTile::kM128, LinearTile::kL256}) {
+    if (!IsLegal(machine, problem.format, tile)) continue;
+    const int filling =
+        problem.format == WeightFormat::kHalfFixedOrder ? 1 : FillingSplits(machine, problem, tile);
+    for (int splits = 1; splits <= filling; ++splits) {
+      const double cost = ComputeCost(machine, problem, tile, splits);
+      if (best.row_blocks != 0 && cost >= least) continue;
+      least = cost;
+      best = MakeChoice(problem, tile, splits);
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+bool IsLegal(const LinearMachine& machine, WeightFormat format, LinearTile tile) {
+  // Logits are of sampled rows only: never enough of them for the largest tile.
+  if (format == WeightFormat::kHalfFixedOrder && tile == LinearTile::kL256) return false;
+  return HasGpuOrder(format) && SharedBytes(format, tile) <= machine.shared_bytes_per_block;
+}
+
+int64_t LinearArrivalBytes(const LinearChoice& choice) {
+  return CeilDivide(int64_t{choice.row_blocks} * choice.token_blocks * 4, 256) * 256;
+}
+
+LinearChoice MakeChoice(const LinearProblem& problem, LinearTile tile, int splits) {
+  QSERVE_CHECK(splits >= 1 && splits <= problem.k_tiles);
+  const Tile of = TileOf(problem.format, tile);
+  LinearChoice choice;
+  choice.tile = tile;
+  choice.splits = splits;
+  choice.row_blocks = static_cast<int>(CeilDivide(problem.n, kLinearRows));
+  choice.token_blocks = static_cast<int>(CeilDivide(problem.m, of.tokens));
+  choice.token_group = std::min(choice.token_blocks, 8);
+  choice.shared_bytes = SharedBytes(problem.format, tile);
+  if (splits > 1) {
+    const int64_t blocks = int64_t{choice.row_blocks} * choice.token_blocks;
+    choice.sums_bytes = LinearArrivalBytes(choice) + blocks * kLinearRows * of.tokens * 4;
+  }
+  if (problem.format == WeightFormat::kHalfFixedOrder)
+    choice.scratch_bytes = problem.m * problem.k_tiles * kGpuTileActivationBytes;
+  return choice;
+}
+
+LinearChoice ChooseLinear(const LinearMachine& machine, const LinearProblem& problem) {
+  QSERVE_CHECK(problem.m >= 1 && problem.n >= 1 && problem.k_tiles >= 1);
+  constexpr std::array<LinearTile, 3> kSmall = {LinearTile::kD16, LinearTile::kS32,
+                                                LinearTile::kS64};
+  for (const LinearTile tile : kSmall) {
+    if (problem.m > TileOf(problem.format, tile).tokens) continue;
+    const bool split = problem.format != WeightFormat::kHalfFixedOrder;
+    return MakeChoice(problem, tile, split ? FillingSplits(machine, problem, tile) : 1);
+  }
+  return ChooseForCompute(machine, problem);
+}
+
+}  // namespace qserve::kernels::cuda
