@@ -32,6 +32,10 @@ class Communicator {
   // Rank 0's ids to everybody, [count], device memory.
   virtual void BroadcastIds(int32_t* ids, int64_t count) = 0;
 
+  // True if collectives wait for the device within the call: steps that contain them are neither
+  // recorded nor prepared while the device computes another.
+  virtual bool WaitsForDevice() const { return false; }
+
   // Ends pending and later collectives with an error. Any thread.
   virtual void Abort() = 0;
 };

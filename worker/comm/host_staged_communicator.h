@@ -21,6 +21,7 @@ class HostStagedCommunicator final : public Communicator {
   void AllReduceSum(kernels::Matrix<const float> partial, kernels::FloatMatrix sum) override;
   void GatherColumns(kernels::Matrix<const float> local, kernels::Matrix<float> out) override;
   void BroadcastIds(int32_t* ids, int64_t count) override;
+  bool WaitsForDevice() const override { return true; }
   void Abort() override { inner_->Abort(); }
 
  private:

@@ -51,10 +51,11 @@ absl::StatusOr<checkpoint::LoadQuantization> ParseQuantize(std::string_view text
 
 uint64_t GroupConfigHash(const ExecutorOptions& options) {
   const std::string text =
-      fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}", options.device, options.tensor_parallel_size,
+      fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}|{}", options.device, options.tensor_parallel_size,
                   options.max_model_len, options.max_num_seqs, options.max_num_batched_tokens,
                   options.kv_cache_memory, static_cast<int>(options.kv_cache_dtype),
-                  static_cast<int>(options.lm_head_dtype), static_cast<int>(options.quantize));
+                  static_cast<int>(options.lm_head_dtype), static_cast<int>(options.quantize),
+                  options.record_steps);
   return HashSpan(std::span<const char>(text));
 }
 

@@ -27,6 +27,7 @@ struct ExecutorOptions {
   int32_t max_num_seqs = 256;
   int64_t max_num_batched_tokens = 2048;
   int64_t kv_cache_memory = 0;  // bytes of the whole replica, 0: a default from what the device has
+  bool record_steps = true;     // decoding steps as CUDA graphs, where the device can
   KvCacheType kv_cache_dtype = KvCacheType::kAuto;
   model::LmHeadType lm_head_dtype = model::LmHeadType::kAuto;
   checkpoint::LoadQuantization quantize = checkpoint::LoadQuantization::kNone;

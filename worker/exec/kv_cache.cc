@@ -19,6 +19,8 @@ static_assert(plan::kBlockTokens == kernels::kKvPageTokens,
               "a block of the scheduler is a page of the device");
 
 constexpr int64_t kMostDefaultBytes = int64_t{4} << 30;
+// Of a device's free memory, by default: the rest is for what its driver rounds up.
+constexpr int64_t kDevicePercent = 95;
 
 int Bits(KvFormat format) {
   switch (format) {
@@ -84,7 +86,7 @@ int64_t KvMemoryOfRank(int64_t kv_cache_memory, int ranks, const kernels::Backen
   if (backend.info().kernel_family == "cpu") {
     return std::min(kMostDefaultBytes, backend.info().memory_bytes / 4) / ranks;
   }
-  return backend.AvailableMemory() / 10 * 9;
+  return backend.AvailableMemory() / 100 * kDevicePercent;
 }
 
 std::vector<KvShape> KvCache::Shapes(const checkpoint::ModelConfig& config,

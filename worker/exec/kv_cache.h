@@ -27,8 +27,8 @@ std::vector<kernels::KvFormat> LayerKvFormats(const checkpoint::ModelConfig& con
 int64_t KvBytesPerToken(std::span<const kernels::KvShape> shapes);
 
 // What --kv-cache-memory asks of one rank of a replica; 0 takes the default: on a CPU min(4 GiB, a
-// quarter of the memory) for the replica, on other devices nine tenths of what is still available
-// to the rank.
+// quarter of the memory) for the replica, on other devices 95 percent of what is still available to
+// the rank: ask once weights and workspaces are there.
 int64_t KvMemoryOfRank(int64_t kv_cache_memory, int ranks, const kernels::Backend& backend);
 
 class KvCache {

@@ -1,11 +1,13 @@
 #include "worker/exec/model_executor.h"
 
+#include <chrono>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "common/check.h"
 #include "common/status_macros.h"
+#include "worker/exec/step_key.h"
 #include "worker/model/device_status.h"
 
 namespace qserve::worker::exec {
@@ -14,11 +16,21 @@ namespace {
 // A leader commits a step before it plans the one after the next: more are never asked for.
 constexpr size_t kRememberedSteps = 2 * kMaxStepsInFlight;
 
+// How long a begun step is left alone when nobody waits for it and no plan comes: afterwards it is
+// waited for, so that its failure becomes known.
+constexpr auto kPatience = std::chrono::milliseconds(10);
+
+size_t DepthOf(Rank& rank) {
+  const bool ahead = rank.backend().info().asynchronous && !rank.communicator().WaitsForDevice();
+  return ahead ? kMaxStepsInFlight : 1;
+}
+
 }  // namespace
 
 ModelExecutor::ModelExecutor(Rank& rank, std::function<void()> on_failure)
     : rank_(rank),
       on_failure_(std::move(on_failure)),
+      depth_(DepthOf(rank)),
       slots_(rank.limits(), static_cast<int32_t>(rank.description().config.vocab_size)),
       thread_([this] { Loop(); }) {}
 
@@ -27,7 +39,7 @@ ModelExecutor::~ModelExecutor() {
   {
     const std::lock_guard lock(mutex_);
     closed_ = true;
-    abandoned = running_ || !waiting_.empty();
+    abandoned = busy_ || !waiting_.empty();
     waiting_.clear();
   }
   changed_.notify_all();
@@ -57,7 +69,10 @@ absl::StatusOr<plan::StepResult> ModelExecutor::Await(plan::StepId step) {
     return absl::FailedPreconditionError(
         fmt::format("step {} is not the oldest in flight", step.value()));
   }
+  awaiting_ = true;
+  changed_.notify_all();
   changed_.wait(lock, [this] { return !finished_.empty() || !failure_.ok(); });
+  awaiting_ = false;
   if (finished_.empty()) return failure_;
   plan::StepResult result = std::move(finished_.front());
   finished_.pop_front();
@@ -65,53 +80,119 @@ absl::StatusOr<plan::StepResult> ModelExecutor::Await(plan::StepId step) {
   return result;
 }
 
-void ModelExecutor::Loop() {
-  std::unique_lock lock(mutex_);
-  while (true) {
+// What the executor's thread does next; waits until there is something.
+ModelExecutor::Move ModelExecutor::NextMove(std::unique_lock<std::mutex>& lock) {
+  if (!begun_.empty() && begun_.size() == depth_) return Move::kFinish;
+  const auto stirs = [this] { return closed_ || !waiting_.empty() || awaiting_; };
+  if (begun_.empty()) {
     changed_.wait(lock, [this] { return closed_ || !waiting_.empty(); });
-    if (closed_) return;
-    const plan::StepPlan plan = std::move(waiting_.front());
-    waiting_.pop_front();
-    running_ = true;
+  } else {
+    changed_.wait_for(lock, kPatience, stirs);
+  }
+  if (closed_) return Move::kLeave;
+  if (waiting_.empty() || (!begun_.empty() && MustFinishFirst(waiting_.front()))) {
+    return Move::kFinish;
+  }
+  return Move::kBegin;
+}
+
+// True if the plan's inputs depend on the tokens of a step that has not been read.
+bool ModelExecutor::MustFinishFirst(const plan::StepPlan& next) const {
+  return begun_.back().step == next.committed_step || slots_.NeedsResults(next);
+}
+
+void ModelExecutor::Loop() {
+  absl::Status status;
+  std::unique_lock lock(mutex_);
+  while (status.ok()) {
+    const Move move = NextMove(lock);
+    if (move == Move::kLeave) break;
+    plan::StepPlan plan;
+    if (move == Move::kBegin) {
+      plan = std::move(waiting_.front());
+      waiting_.pop_front();
+    }
+    busy_ = true;
     lock.unlock();
-    absl::StatusOr<plan::StepResult> result = RunStep(plan);
-    lock.lock();
-    running_ = false;
-    if (result.ok()) {
-      finished_.push_back(*std::move(result));
+    if (move == Move::kBegin) {
+      status = Begin(plan);
+    } else if (absl::StatusOr<plan::StepResult> result = FinishOldest(); result.ok()) {
+      Publish(*std::move(result));
     } else {
-      failure_ = result.status();
-      waiting_.clear();
+      status = result.status();
     }
-    changed_.notify_all();
-    if (!failure_.ok()) {
-      lock.unlock();
-      rank_.communicator().Abort();  // other ranks may be in the middle of the step
-      if (on_failure_) on_failure_();
-      return;
-    }
+    lock.lock();
+    busy_ = !begun_.empty();
+  }
+  lock.unlock();
+  FinishAll();  // what the device still writes to
+  if (status.ok()) return;
+  lock.lock();
+  failure_ = status;
+  waiting_.clear();
+  busy_ = false;
+  changed_.notify_all();
+  lock.unlock();
+  rank_.communicator().Abort();  // other ranks may be in the middle of the step
+  if (on_failure_) on_failure_();
+}
+
+// The steps before one that failed are good: whoever awaits them gets them.
+void ModelExecutor::FinishAll() {
+  while (!begun_.empty()) {
+    absl::StatusOr<plan::StepResult> result = FinishOldest();
+    if (!result.ok()) return begun_.clear();
+    Publish(*std::move(result));
   }
 }
 
-absl::StatusOr<plan::StepResult> ModelExecutor::RunStep(const plan::StepPlan& plan) {
+void ModelExecutor::Publish(plan::StepResult result) {
+  {
+    const std::lock_guard lock(mutex_);
+    finished_.push_back(std::move(result));
+    awaiting_ = false;  // whoever waited has what it waits for
+  }
+  changed_.notify_all();
+}
+
+absl::Status ModelExecutor::Begin(const plan::StepPlan& plan) {
   if (last_step_ && plan.step <= *last_step_) {
     return absl::InvalidArgumentError(
         fmt::format("plan: step {} after step {}", plan.step.value(), last_step_->value()));
   }
   RETURN_IF_ERROR(CheckCommitted(plan));
-  ASSIGN_OR_RETURN(const StepBatch batch, slots_.Apply(plan));
-  std::vector<kernels::SampledToken> sampled;
-  RETURN_IF_ERROR(model::ToAbsl(rank_.backend().Run(0, [&] {
-    rank_.model().Forward({.token_ids = batch.token_ids,
-                           .sequences = batch.sequences,
-                           .logit_rows = batch.logit_rows,
-                           .sampling = batch.sampling},
-                          rank_.kv_cache().layers(), &sampled);
-  })));
-  ASSIGN_OR_RETURN(plan::StepResult result, ResultOf(plan, batch, sampled));
-  slots_.Record(result);
+  ASSIGN_OR_RETURN(StepBatch batch, slots_.Apply(plan));
+  begun_.push_back({.step = plan.step, .batch = std::move(batch), .sampled = {}, .ids = {}});
+  Begun& step = begun_.back();
+  const bool reads_ids = rank_.rank() != 0 && !step.batch.sampling.empty();
+  if (reads_ids) step.ids.resize(static_cast<size_t>(limits().slots));
+  const kernels::Status status =
+      rank_.backend().Begin(StepKey(step.batch, rank_.recorded_rows()), [&] {
+        rank_.model().Forward({.token_ids = step.batch.token_ids,
+                               .sequences = step.batch.sequences,
+                               .logit_rows = step.batch.logit_rows,
+                               .sampling = step.batch.sampling},
+                              rank_.kv_cache().layers(), &step.sampled);
+        if (!reads_ids) return;
+        rank_.backend().ReadAtFinish(step.ids.data(), rank_.model().sampled_ids(),
+                                     std::ssize(step.ids) * int64_t{sizeof(int32_t)});
+      });
+  if (!status.ok()) {
+    begun_.pop_back();
+    return model::ToAbsl(status);
+  }
   last_step_ = plan.step;
-  drawn_.push_back({plan.step, plan::DigestTokens(result)});
+  return absl::OkStatus();
+}
+
+absl::StatusOr<plan::StepResult> ModelExecutor::FinishOldest() {
+  const absl::Status status = model::ToAbsl(rank_.backend().Finish());
+  const Begun begun = std::move(begun_.front());
+  begun_.pop_front();
+  RETURN_IF_ERROR(status);
+  plan::StepResult result = ResultOf(begun);
+  slots_.Record(begun.batch, result);
+  drawn_.push_back({begun.step, plan::DigestTokens(result)});
   if (drawn_.size() > kRememberedSteps) drawn_.pop_front();
   return result;
 }
@@ -132,29 +213,23 @@ absl::Status ModelExecutor::CheckCommitted(const plan::StepPlan& plan) const {
                                          plan.committed_step.value(), rank_.rank()));
 }
 
-absl::StatusOr<plan::StepResult> ModelExecutor::ResultOf(
-    const plan::StepPlan& plan, const StepBatch& batch,
-    const std::vector<kernels::SampledToken>& sampled) {
-  plan::StepResult result{.step = plan.step, .tokens = {}};
+plan::StepResult ModelExecutor::ResultOf(const Begun& begun) const {
+  plan::StepResult result{.step = begun.step, .tokens = {}};
   if (rank_.rank() == 0) {
-    for (const kernels::SampledToken& from : sampled) {
+    for (const kernels::SampledToken& from : begun.sampled) {
       plan::SampledToken& to = result.tokens.emplace_back();
       to.slot = plan::SlotId(from.slot);
       to.id = from.id;
       to.logprob = from.logprob;
       for (const kernels::TokenLogprob& top : from.top) to.top.push_back({top.id, top.logprob});
     }
-    QSERVE_CHECK(result.tokens.size() == batch.sampling.size());
+    QSERVE_CHECK(result.tokens.size() == begun.batch.sampling.size());
     return result;
   }
-  if (batch.sampling.empty()) return result;
-  std::vector<int32_t> ids(static_cast<size_t>(limits().slots));
-  rank_.backend().CopyToHost(ids.data(), rank_.model().sampled_ids(),
-                             std::ssize(ids) * int64_t{sizeof(int32_t)});
-  for (const kernels::SampleRow& row : batch.sampling) {
+  for (const kernels::SampleRow& row : begun.batch.sampling) {
     plan::SampledToken& to = result.tokens.emplace_back();
     to.slot = plan::SlotId(row.slot);
-    to.id = ids[static_cast<size_t>(row.slot)];
+    to.id = begun.ids[static_cast<size_t>(row.slot)];
   }
   return result;
 }

@@ -1,5 +1,7 @@
 // Runs plans on a rank's model, on a thread of its own. The same on leader and followers: every
-// rank checks the plan, computes it, and knows the tokens that rank 0 drew.
+// rank checks the plan, computes it, and knows the tokens that rank 0 drew. On a device that works
+// while the host prepares, the next step is begun before the last one is read, unless its inputs
+// depend on what the last one drew (penalties), or collectives wait for the device.
 #pragma once
 
 #include <condition_variable>
@@ -43,19 +45,36 @@ class ModelExecutor final : public StepExecutor {
     uint64_t digest = 0;
   };
 
+  // A step that the device has been given; its results come into here.
+  struct Begun {
+    plan::StepId step;
+    StepBatch batch;
+    std::vector<kernels::SampledToken> sampled;  // on rank 0
+    std::vector<int32_t> ids;                    // of all slots, on other ranks
+  };
+  enum class Move { kBegin, kFinish, kLeave };
+
   void Loop();
-  absl::StatusOr<plan::StepResult> RunStep(const plan::StepPlan& plan);
+  Move NextMove(std::unique_lock<std::mutex>& lock);
+  bool MustFinishFirst(const plan::StepPlan& next) const;
+  absl::Status Begin(const plan::StepPlan& plan);
+  absl::StatusOr<plan::StepResult> FinishOldest();
+  void FinishAll();
+  void Publish(plan::StepResult result);
   absl::Status CheckCommitted(const plan::StepPlan& plan) const;
-  absl::StatusOr<plan::StepResult> ResultOf(const plan::StepPlan& plan, const StepBatch& batch,
-                                            const std::vector<kernels::SampledToken>& sampled);
+  plan::StepResult ResultOf(const Begun& begun) const;
 
   Rank& rank_;
   const std::function<void()> on_failure_;
+
+  // How many steps the device may be given before the oldest is read.
+  const size_t depth_;
 
   // Of the executor's thread.
   SlotTable slots_;
   std::deque<Drawn> drawn_;  // of the last steps, oldest first
   std::optional<plan::StepId> last_step_;
+  std::deque<Begun> begun_;  // oldest first; stay where they are while the device writes
 
   std::mutex mutex_;
   std::condition_variable changed_;
@@ -63,7 +82,8 @@ class ModelExecutor final : public StepExecutor {
   std::deque<plan::StepId> in_flight_;  // enqueued and not awaited
   std::deque<plan::StepResult> finished_;
   absl::Status failure_;
-  bool running_ = false;
+  bool busy_ = false;      // a step is begun, or being begun
+  bool awaiting_ = false;  // somebody waits in Await
   bool closed_ = false;
 
   std::thread thread_;  // last: it uses all of the above

@@ -17,6 +17,8 @@
 #include "worker/comm/nccl_communicator.h"
 #include "worker/exec/agreement.h"
 #include "worker/exec/numerics_id.h"
+#include "worker/exec/step_key.h"
+#include "worker/exec/warm_step.h"
 #include "worker/model/device_status.h"
 #include "worker/model/sharding.h"
 
@@ -70,10 +72,12 @@ CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options,
 class Rank::Builder {
  public:
   Builder(const ExecutorOptions& options, comm::HostGroup& group,
-          const CommunicatorFactory& communicator, std::function<void(int64_t, int64_t)> progress)
+          const CommunicatorFactory& communicator, std::function<void(int64_t, int64_t)> progress,
+          const BackendFactory& backend)
       : options_(options),
         group_(group),
         communicator_factory_(communicator),
+        backend_factory_(backend),
         progress_(std::move(progress)),
         threads_(ThreadsOf(options)),
         rank_(new Rank) {}
@@ -86,8 +90,14 @@ class Rank::Builder {
     RETURN_IF_ERROR(Phase("backend", [&] { return MakeBackend(); }));
     RETURN_IF_ERROR(Phase("communicator", [&] { return Connect(); }));
     RETURN_IF_ERROR(Phase("weights", [&] { return Load(); }));
+    const bool asynchronous = rank_->backend_->info().asynchronous;
+    if (asynchronous) RETURN_IF_ERROR(Phase("largest steps", [&] { return RunLargestSteps(); }));
     RETURN_IF_ERROR(Phase("kv cache", [&] { return MakeKvCache(); }));
     RETURN_IF_ERROR(Phase("trial step", [&] { return TrialStep(); }));
+    if (asynchronous && options_.record_steps && !rank_->communicator_->WaitsForDevice()) {
+      RETURN_IF_ERROR(Phase("recording", [&] { return RecordSteps(); }));
+    }
+    rank_->description_.memory = rank_->backend_->MemoryLedger();
     return std::move(rank_);
   }
 
@@ -102,11 +112,14 @@ class Rank::Builder {
   }
 
   absl::Status MakeBackend() {
-    ASSIGN_OR_RETURN(rank_->backend_,
-                     model::ToAbsl(kernels::CreateBackend({.device = options_.device,
-                                                           .ordinal = options_.device_ordinal,
-                                                           .threads = threads_,
-                                                           .cpu_isa = options_.cpu_isa})));
+    ASSIGN_OR_RETURN(checkpoint_, checkpoint::Checkpoint::Open(options_.model_dir));
+    ASSIGN_OR_RETURN(
+        rank_->backend_,
+        model::ToAbsl(backend_factory_({.device = options_.device,
+                                        .ordinal = options_.device_ordinal,
+                                        .threads = threads_,
+                                        .cpu_isa = options_.cpu_isa,
+                                        .model_type = checkpoint_->config().float_type})));
     rank_->description_.device = rank_->backend_->info();
     return absl::OkStatus();
   }
@@ -121,8 +134,7 @@ class Rank::Builder {
   }
 
   absl::Status Load() {
-    ASSIGN_OR_RETURN(const std::unique_ptr<checkpoint::Checkpoint> checkpoint,
-                     checkpoint::Checkpoint::Open(options_.model_dir));
+    const std::unique_ptr<checkpoint::Checkpoint> checkpoint = std::move(checkpoint_);
     ModelDescription& description = rank_->description_;
     description.config = checkpoint->config();
     description.defaults = checkpoint->generation_defaults();
@@ -201,7 +213,12 @@ class Rank::Builder {
   absl::Status MakeKvCache() {
     ExecutorLimits& limits = rank_->limits_;
     ASSIGN_OR_RETURN(const int64_t blocks, BlocksThatFit());
-    RETURN_IF_ERROR(CheckCapacity(blocks));  // a device may have less left by now
+    if (options_.max_model_len == 0) {  // a device may have less left by now
+      limits.max_model_len = static_cast<int32_t>(
+          std::min<int64_t>(limits.max_model_len, blocks * plan::kBlockTokens));
+    }
+    RETURN_IF_ERROR(CheckCapacity(blocks));
+    RETURN_IF_ERROR(CheckMemory(blocks));
     limits.blocks = static_cast<int32_t>(blocks);
     ASSIGN_OR_RETURN(rank_->kv_cache_,
                      KvCache::Create(*rank_->backend_, kv_shapes_, limits.blocks));
@@ -209,30 +226,67 @@ class Rank::Builder {
     return absl::OkStatus();
   }
 
+  // What was asked for may be more than there is; said before anything is allocated.
+  absl::Status CheckMemory(int64_t blocks) const {
+    const kernels::Backend& backend = *rank_->backend_;
+    const int64_t asked = blocks * KvBytesPerToken(kv_shapes_) * plan::kBlockTokens;
+    if (!backend.info().asynchronous || asked <= backend.AvailableMemory()) return absl::OkStatus();
+    std::string used;
+    for (const kernels::MemoryUse& use : backend.MemoryLedger()) {
+      used += fmt::format(", {} {} MiB", use.purpose, use.bytes >> 20);
+    }
+    return absl::ResourceExhaustedError(
+        fmt::format("kv-cache-memory asks for {} MiB of rank {}'s device, of which at most {} MiB "
+                    "would fit beside what is there{}",
+                    asked >> 20, options_.rank, backend.AvailableMemory() >> 20, used));
+  }
+
+  absl::Status RunStep(const WarmStep& step, const KvCache& cache) {
+    std::vector<kernels::SampledToken> results;
+    return model::ToAbsl(rank_->backend_->Run(
+        0, [&] { rank_->model_->Forward(step.inputs(), cache.layers(), &results); }));
+  }
+
+  // Through a KV cache of one page, so that the device's workspaces are there before the cache
+  // takes what is left.
+  absl::Status RunLargestSteps() {
+    const ExecutorLimits& limits = rank_->limits_;
+    ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
+                     KvCache::Create(*rank_->backend_, kv_shapes_, 1));
+    RETURN_IF_ERROR(RunStep(WarmStep::Prefill(limits), *cache));
+    return RunStep(WarmStep::Decode(limits, RecordedRows(limits).back()), *cache);
+  }
+
   // One token through the whole model: what this backend has no kernel for, or a wire that does not
   // carry, shows now.
   absl::Status TrialStep() {
-    const std::vector<int32_t> tokens = {0}, block_table = {0}, logit_rows = {0};
-    const std::vector<kernels::SequenceSpan> sequences = {
-        {.first_row = 0, .row_count = 1, .first_position = 0, .block_table = block_table}};
-    std::vector<kernels::SampleRow> sampling(1);
-    sampling.front().temperature = 0;
-    std::vector<kernels::SampledToken> results;
-    return model::ToAbsl(rank_->backend_->Run(0, [&] {
-      rank_->model_->Forward({.token_ids = tokens,
-                              .sequences = sequences,
-                              .logit_rows = logit_rows,
-                              .sampling = sampling},
-                             rank_->kv_cache_->layers(), &results);
-    }));
+    return RunStep(WarmStep::Decode(rank_->limits_, 1), *rank_->kv_cache_);
+  }
+
+  // The largest first, whose workspaces serve the others; each behind a barrier, so that no rank
+  // records a collective that another one still runs.
+  absl::Status RecordSteps() {
+    std::vector<int32_t> rows = RecordedRows(rank_->limits_);
+    for (auto count = rows.rbegin(); count != rows.rend(); ++count) {
+      const WarmStep step = WarmStep::Decode(rank_->limits_, *count);
+      std::vector<kernels::SampledToken> results;
+      RETURN_IF_ERROR(group_.Barrier());
+      RETURN_IF_ERROR(model::ToAbsl(rank_->backend_->Record(static_cast<uint64_t>(*count), [&] {
+        rank_->model_->Forward(step.inputs(), rank_->kv_cache_->layers(), &results);
+      })));
+    }
+    rank_->recorded_rows_ = std::move(rows);
+    return absl::OkStatus();
   }
 
   const ExecutorOptions& options_;
   comm::HostGroup& group_;
   const CommunicatorFactory& communicator_factory_;
+  const BackendFactory& backend_factory_;
   const std::function<void(int64_t, int64_t)> progress_;
   const int threads_;
   std::unique_ptr<Rank> rank_;
+  std::unique_ptr<checkpoint::Checkpoint> checkpoint_;  // from the backend's making to the weights
   model::Shard shard_;
   std::vector<kernels::KvShape> kv_shapes_;
 };
@@ -240,9 +294,10 @@ class Rank::Builder {
 absl::StatusOr<std::unique_ptr<Rank>> Rank::Create(const ExecutorOptions& options,
                                                    comm::HostGroup& group,
                                                    const CommunicatorFactory& communicator,
-                                                   std::function<void(int64_t, int64_t)> progress) {
+                                                   std::function<void(int64_t, int64_t)> progress,
+                                                   const BackendFactory& backend) {
   absl::StatusOr<std::unique_ptr<Rank>> rank =
-      Builder(options, group, communicator, std::move(progress)).Build();
+      Builder(options, group, communicator, std::move(progress), backend).Build();
   if (!rank.ok()) group.Abort();  // the others wait at a barrier
   return rank;
 }

@@ -6,11 +6,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/device_factory.h"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/comm/communicator.h"
 #include "worker/comm/gloo_communicator.h"
@@ -32,6 +34,10 @@ using CommunicatorFactory =
 CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options,
                                         group::KeyValueStore* store, uint64_t generation = 0);
 
+// Makes a rank's device; kernels::CreateBackend, but for tests.
+using BackendFactory = std::function<kernels::StatusOr<std::unique_ptr<kernels::Backend>>(
+    const kernels::DeviceOptions&)>;
+
 // How long a phase of the start-up took, its barrier included.
 struct StartupPhase {
   std::string name;
@@ -46,8 +52,9 @@ struct ModelDescription {
   kernels::WeightFormat lm_head = kernels::WeightFormat::kFloat;
   std::vector<kernels::KvFormat> kv_formats;  // one a layer
   kernels::DeviceInfo device;
-  int64_t weight_bytes = 0;      // of this rank, on its device
-  int64_t checkpoint_bytes = 0;  // that this rank read
+  int64_t weight_bytes = 0;                // of this rank, on its device
+  int64_t checkpoint_bytes = 0;            // that this rank read
+  std::vector<kernels::MemoryUse> memory;  // of its device, by purpose; empty on a CPU
 };
 
 class Rank {
@@ -58,7 +65,8 @@ class Rank {
   static absl::StatusOr<std::unique_ptr<Rank>> Create(
       const ExecutorOptions& options, comm::HostGroup& group,
       const CommunicatorFactory& communicator,
-      std::function<void(int64_t done, int64_t total)> progress = {});
+      std::function<void(int64_t done, int64_t total)> progress = {},
+      const BackendFactory& backend = kernels::CreateBackend);
   ~Rank();
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;
@@ -66,6 +74,9 @@ class Rank {
   const ExecutorLimits& limits() const { return limits_; }
   const ModelDescription& description() const { return description_; }
   const std::vector<StartupPhase>& startup_phases() const { return phases_; }
+  // Row counts of the recorded steps (step_key.h), the same on all ranks; none where the device
+  // does not record.
+  std::span<const int32_t> recorded_rows() const { return recorded_rows_; }
 
   // For the one thread that runs steps.
   kernels::Backend& backend() { return *backend_; }
@@ -86,6 +97,7 @@ class Rank {
   ExecutorLimits limits_;
   ModelDescription description_;
   std::vector<StartupPhase> phases_;
+  std::vector<int32_t> recorded_rows_;
 };
 
 }  // namespace qserve::worker::exec

@@ -39,10 +39,21 @@ absl::StatusOr<StepBatch> SlotTable::Apply(const plan::StepPlan& plan) {
   return batch;
 }
 
-void SlotTable::Record(const plan::StepResult& result) {
-  for (const plan::SampledToken& token : result.tokens) {
+bool SlotTable::NeedsResults(const plan::StepPlan& plan) const {
+  return std::any_of(plan.rows.begin(), plan.rows.end(), [&](const plan::SequenceRows& rows) {
+    const int32_t id = rows.slot.value();
+    if (!rows.sample || id < 0 || id >= limits_.slots) return false;
+    const std::optional<Slot>& slot = slots_[static_cast<size_t>(id)];
+    return slot && slot->start.sampling.needs_history();
+  });
+}
+
+void SlotTable::Record(const StepBatch& batch, const plan::StepResult& result) {
+  QSERVE_CHECK(batch.sequence_numbers.size() == result.tokens.size());
+  for (size_t i = 0; i < result.tokens.size(); ++i) {
+    const plan::SampledToken& token = result.tokens[i];
     std::optional<Slot>& slot = slots_[static_cast<size_t>(token.slot.value())];
-    QSERVE_CHECK(slot.has_value());
+    if (!slot || slot->sequence_number != batch.sequence_numbers[i]) continue;
     if (slot->start.sampling.needs_history()) slot->history.push_back(token.id);
   }
 }
@@ -83,6 +94,7 @@ absl::Status SlotTable::Start(const plan::SlotStart& start) {
   }
   RETURN_IF_ERROR(CheckSampling(start.sampling));
   slot.emplace();
+  slot->sequence_number = ++sequences_started_;
   slot->start = start;
   slot->history = std::move(slot->start.history);
   slot->known_tokens = start.tokens;
@@ -174,6 +186,7 @@ absl::Status SlotTable::AddRows(const plan::SequenceRows& rows, StepBatch& batch
   if (!rows.sample) return absl::OkStatus();
   batch.logit_rows.push_back(static_cast<int32_t>(batch.token_ids.size()) - 1);
   batch.sampling.push_back(SampleRowOf(*slot));
+  batch.sequence_numbers.push_back(slot->sequence_number);
   slot->sampled = true;
   ++slot->known_tokens;
   return absl::OkStatus();

@@ -16,12 +16,13 @@
 namespace qserve::worker::exec {
 
 // One step, ready for Llama::Forward. Spans point into the slot table and hold until its next Apply
-// or Record.
+// or Record; what Record needs holds longer.
 struct StepBatch {
   std::vector<int32_t> token_ids;
   std::vector<kernels::SequenceSpan> sequences;
   std::vector<int32_t> logit_rows;
   std::vector<kernels::SampleRow> sampling;  // one a logit row, in the plan's order
+  std::vector<int64_t> sequence_numbers;     // of those rows: slots are used again
 };
 
 class SlotTable {
@@ -33,8 +34,13 @@ class SlotTable {
   // that are missing, more tokens than a step may have. The table is then of no further use.
   absl::StatusOr<StepBatch> Apply(const plan::StepPlan& plan);
 
-  // Takes the tokens of the step applied last into the histories that penalties need.
-  void Record(const plan::StepResult& result);
+  // True if `plan` can only be applied once the steps before it are recorded: a row's penalties
+  // depend on what they drew.
+  bool NeedsResults(const plan::StepPlan& plan) const;
+
+  // Takes the tokens that a step drew into the histories that penalties need; those of sequences
+  // that have ended since are dropped. Steps in their order.
+  void Record(const StepBatch& batch, const plan::StepResult& result);
 
  private:
   struct Slot {
@@ -48,6 +54,7 @@ class SlotTable {
         -1;                // of the next row; -1 before the first: a prefix hit may skip positions
     bool sampled = false;  // a token was drawn since the start
     bool in_step = false;  // has rows in the plan being applied
+    int64_t sequence_number = 0;  // of all that were ever started
   };
 
   absl::StatusOr<Slot*> Find(plan::SlotId id);
@@ -62,6 +69,7 @@ class SlotTable {
   const ExecutorLimits limits_;
   const int32_t vocab_size_;
   std::vector<std::optional<Slot>> slots_;
+  int64_t sequences_started_ = 0;
 };
 
 }  // namespace qserve::worker::exec

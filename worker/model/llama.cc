@@ -201,6 +201,7 @@ void Llama::Logits(const StepInputs& inputs) {
 }
 
 void Llama::Sample(const StepInputs& inputs, std::vector<kernels::SampledToken>* results) {
+  backend_.EndRecorded();
   if (inputs.sampling.empty()) return;
   QSERVE_CHECK(inputs.sampling.size() == inputs.logit_rows.size());
   int32_t* ids = sampled_ids_.as<int32_t>();

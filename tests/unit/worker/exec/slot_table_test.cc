@@ -130,11 +130,42 @@ TEST(SlotTable, HistoriesGrowByWhatWasDrawn) {
 
   plan::StepResult result;
   result.tokens = {{.slot = SlotId(2), .id = 30, .logprob = 0, .top = {}}};
-  table.Record(result);
+  EXPECT_TRUE(table.NeedsResults(RowsOnly(Rows(2, 3, {30}, true))));
+  table.Record(*batch, result);
   batch = table.Apply(RowsOnly(Rows(2, 3, {30}, true)));
   ASSERT_TRUE(batch.ok()) << batch.status();
   EXPECT_THAT(batch->sampling[0].output_ids, ElementsAre(22, 30));
   EXPECT_THAT(batch->sampling[0].banned_ids, IsEmpty());
+}
+
+TEST(SlotTable, ATokenOfASequenceThatEndedMeanwhileIsNobodys) {
+  SlotTable table(Limits(), kVocabulary);
+  const auto start_of = [](std::vector<int32_t> history) {
+    StepPlan plan;
+    const auto tokens = static_cast<int32_t>(history.size());
+    plan::SlotStart start = Start(2, tokens, tokens);
+    start.sampling.presence_penalty = 1;
+    start.history = history;
+    plan.starts = {start};
+    plan.block_deltas = {Blocks(2, 0, {0})};
+    plan.rows = {Rows(2, 0, history, true)};
+    return plan;
+  };
+  const auto first = table.Apply(start_of({20, 21}));
+  ASSERT_TRUE(first.ok()) << first.status();
+  StepPlan next = start_of({5, 6, 7});  // prepared before the first step was read
+  next.ends = {SlotId(2)};
+  const auto second = table.Apply(next);
+  ASSERT_TRUE(second.ok()) << second.status();
+  plan::StepResult result;
+  result.tokens = {{.slot = SlotId(2), .id = 30, .logprob = 0, .top = {}}};
+  table.Record(*first, result);
+  result.tokens[0].id = 31;
+  table.Record(*second, result);
+  const auto third = table.Apply(RowsOnly(Rows(2, 3, {31}, true)));
+  ASSERT_TRUE(third.ok()) << third.status();
+  EXPECT_THAT(third->sampling[0].prompt_ids, ElementsAre(5, 6, 7));
+  EXPECT_THAT(third->sampling[0].output_ids, ElementsAre(31));
 }
 
 TEST(SlotTable, ASlotIsFreeForAnotherSequenceInThePlanThatEndsIt) {
