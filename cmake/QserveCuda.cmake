@@ -14,7 +14,7 @@ if(QSERVE_CUDA)
   find_package(CUDAToolkit REQUIRED)
 endif()
 
-# No multiply and add is contracted that the source does not write as one; -Xptxas -v is what the gates of register use read.
+# No multiply and add is contracted that the source does not write as one; spills and local memory are told.
 function(qserve_cuda_options target)
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Xptxas=-v,-warn-spills,-warn-lmem-usage>)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false -Xptxas=-warn-spills,-warn-lmem-usage>)
 endfunction()

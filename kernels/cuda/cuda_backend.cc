@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 namespace qserve::kernels::cuda {
@@ -17,6 +18,28 @@ CudaBackendOptions Completed(CudaBackendOptions options) {
   return options;
 }
 
+// A multiprocessor has a kilobyte more than the largest block may use.
+AttentionDevice AttentionDeviceOf(const DeviceProperties& device) {
+  return {.multiprocessors = device.multiprocessors,
+          .shared_bytes = device.shared_bytes_per_block + 1024};
+}
+
+// The weight in its one buffer, see kernels/quant/gpu_weight.h.
+std::vector<uint8_t> PackOnThreads(const LinearWeight& weight, const GpuWeightLayout& layout,
+                                   int threads) {
+  std::vector<uint8_t> packed(static_cast<size_t>(layout.bytes));
+  const int64_t parts = std::clamp<int64_t>(layout.row_tiles, 1, threads);
+  std::vector<std::jthread> others;
+  const auto pack = [&](int64_t part) {
+    PackGpuRowTiles(weight, layout, layout.row_tiles * part / parts,
+                    layout.row_tiles * (part + 1) / parts, packed.data());
+  };
+  for (int64_t part = 1; part < parts; ++part) others.emplace_back(pack, part);
+  pack(0);
+  others.clear();  // joins
+  return packed;
+}
+
 }  // namespace
 
 int64_t DefaultHeadroom(int64_t memory_bytes) { return std::min(kMostHeadroom, memory_bytes / 16); }
@@ -27,7 +50,10 @@ CudaBackend::CudaBackend(std::unique_ptr<Runtime> runtime, const CudaBackendOpti
       arena_(runtime_.get(), options_.memory),
       runner_(runtime_.get(), &arena_, options_.staging_bytes),
       transfer_(runtime_.get(), options_.transfer_bytes),
-      workspace_(runtime_.get(), &arena_, &runner_) {
+      workspace_(runtime_.get(), &arena_, &runner_),
+      attention_(&runner_, AttentionDeviceOf(runtime_->properties())),
+      linear_machine_{.multiprocessors = runtime_->properties().multiprocessors,
+                      .shared_bytes_per_block = runtime_->properties().shared_bytes_per_block} {
   const DeviceProperties& device = runtime_->properties();
   info_.name = device.name;
   // The order of sums inside a floating-point matrix instruction is the architecture's own.
@@ -90,6 +116,27 @@ void CudaBackend::CopyToHost(void* host, const void* device, int64_t bytes) {
   }
   runtime_->MakeCurrent();
   runner_.Check(transfer_.ToHost(host, device, bytes, runner_.stream()), "copy to the host");
+}
+
+StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::Pack(const LinearWeight& weight) {
+  if (Status status = Validate(weight); !status.ok()) return status;
+  if (!HasGpuOrder(weight.format)) {
+    return Unsupported(
+        "cuda: linears in full precision have no kernel here; serve the model quantized");
+  }
+  auto linear = std::make_unique<CudaLinear>();
+  linear->layout = GpuLayoutOf(weight);
+  linear->format = weight.format;
+  linear->n = weight.n;
+  linear->k = weight.k;
+  linear->lead = weight.lead;
+  linear->bytes = linear->layout.bytes;
+  StatusOr<Buffer> memory = Allocate(linear->bytes, "weights");
+  if (!memory.ok()) return memory.status();
+  linear->memory = *std::move(memory);
+  const std::vector<uint8_t> packed = PackOnThreads(weight, linear->layout, options_.threads);
+  CopyToDevice(linear->memory.data(), packed.data(), linear->bytes);
+  return std::unique_ptr<PackedLinear>(std::move(linear));
 }
 
 void CudaBackend::ReadAtFinish(void* host, const void* device, int64_t bytes) {

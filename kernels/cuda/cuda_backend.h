@@ -12,11 +12,14 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/arena.h"
 #include "kernels/cuda/cuda_stream.h"
+#include "kernels/cuda/linear_choice.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sampling_plan.h"
+#include "kernels/cuda/step_attention.h"
 #include "kernels/cuda/step_runner.h"
 #include "kernels/cuda/transfer.h"
 #include "kernels/cuda/workspace.h"
+#include "kernels/quant/gpu_weight.h"
 
 namespace qserve::kernels::cuda {
 
@@ -26,6 +29,12 @@ struct CudaBackendOptions {
   Arena::Options memory;
   int64_t staging_bytes = int64_t{4} << 20;   // of a step's inputs, to begin with
   int64_t transfer_bytes = int64_t{8} << 20;  // pieces of large copies
+};
+
+// A weight in GPU order.
+struct CudaLinear final : PackedLinear {
+  GpuWeightLayout layout;
+  Buffer memory;
 };
 
 // What is left to graphs, communicators and the driver on a device of that size.
@@ -102,6 +111,8 @@ class CudaBackend final : public Backend, public CudaStreamOwner {
   StepRunner runner_;
   Transfer transfer_;
   Workspace workspace_;
+  StepAttention attention_;
+  const LinearMachine linear_machine_;
   SamplingScratch sampling_scratch_;
 };
 

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/linear.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/sampling.h"
 
@@ -57,6 +59,92 @@ void CudaBackend::Norm(const NormArgs& args) {
                                   .rows = rows,
                                   .out = args.out}),
                   "Norm");
+  });
+}
+
+void CudaBackend::Linear(const LinearArgs& args) {
+  Operation([&] {
+    if (!runner_.Issuing()) return;  // it has no host arrays
+    const auto& weight = static_cast<const CudaLinear&>(*args.weight);
+    const LinearChoice choice =
+        ChooseLinear(linear_machine_, ProblemOf(weight.layout, args.out.rows));
+    void* const sums =
+        choice.sums_bytes > 0 ? workspace_.Get("linear sums", choice.sums_bytes) : nullptr;
+    void* const scratch =
+        choice.scratch_bytes > 0 ? workspace_.Get("linear scratch", choice.scratch_bytes) : nullptr;
+    StreamHandle const to = runner_.Issue();
+    if (to == nullptr) return;
+    runner_.Check(LaunchLinear(to, {.layout = weight.layout,
+                                    .weight = weight.memory.data(),
+                                    .x = args.x,
+                                    .out = args.out,
+                                    .choice = choice,
+                                    .sums = sums,
+                                    .scratch = scratch}),
+                  "Linear");
+  });
+}
+
+void CudaBackend::RopeAppend(const RopeAppendArgs& args) {
+  Operation([&] {
+    const RowPlaces* const places = attention_.Places(args.sequences, args.qkv.rows);
+    StreamHandle const to = places != nullptr ? runner_.Issue() : nullptr;
+    if (to == nullptr) return;
+    runner_.Check(LaunchRopeAppend(to, {.qkv = args.qkv,
+                                        .heads = args.heads,
+                                        .kv = args.kv,
+                                        .cos_sin = args.cos_sin,
+                                        .q_gain = args.q_gain,
+                                        .k_gain = args.k_gain,
+                                        .qk_epsilon = args.qk_epsilon,
+                                        .positions = places->positions,
+                                        .pages = places->pages,
+                                        .layer = args.layer}),
+                  "RopeAppend");
+  });
+}
+
+void CudaBackend::Attention(const AttentionArgs& args) {
+  Operation([&] {
+    const AttentionModel model = {
+        .heads = args.heads, .kv = args.kv, .sliding_window = args.sliding_window};
+    const StagedAttention* const plan = attention_.Plan(model, args.sequences, args.q.rows);
+    if (plan == nullptr || !runner_.Issuing()) return;
+    const AttentionLimits& limits = plan->limits;
+    const AttentionParts parts = {
+        .out = static_cast<float*>(
+            workspace_.Get("attention out", AttentionPartBytes(model, limits.parts))),
+        .weights = static_cast<float*>(
+            workspace_.Get("attention weights", AttentionWeightBytes(model, limits.parts))),
+        .first_parts = plan->first_parts,
+        .part_counts = plan->part_counts};
+    auto* const arrived = workspace_.Get<int32_t>("attention arrivals", limits.rows);
+    StreamHandle const to = runner_.Issue();
+    if (to == nullptr) return;
+    AttentionLaunch launch = {.q = args.q,
+                              .heads = args.heads,
+                              .kv = args.kv,
+                              .scale = args.scale,
+                              .sliding_window = args.sliding_window,
+                              .layer = args.layer,
+                              .block_tables = plan->block_tables,
+                              .parts = parts};
+    const auto attend = [&](const AttentionItem* items, const int32_t* count, int tiles) {
+      if (items == nullptr) return;
+      launch.items = items;
+      launch.item_count = count;
+      launch.tiles = tiles;
+      launch.blocks = AttentionBlocks(model, tiles, attention_.device());
+      runner_.Check(LaunchAttention(to, launch), "Attention");
+    };
+    attend(plan->narrow, plan->counts, plan->tiles.narrow);
+    attend(plan->wide, plan->counts + 1, plan->tiles.wide);
+    runner_.Check(LaunchAttentionCombine(to, {.parts = parts,
+                                              .heads = args.heads,
+                                              .head_dim = args.kv.head_dim,
+                                              .out = args.out,
+                                              .arrived = arrived}),
+                  "Attention");
   });
 }
 

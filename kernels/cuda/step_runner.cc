@@ -73,6 +73,7 @@ void StepRunner::StartStep(Mode mode) {
   mode_ = mode;
   ++step_number_;
   next_input_ = 0;
+  inputs_end_ = 0;
   inputs_.BeginStep(slot_);
   results_.BeginStep(slot_);
   reads_.clear();
@@ -142,7 +143,7 @@ StreamHandle StepRunner::Issue() {
   return failed() ? nullptr : stream_;
 }
 
-StagedBytes StepRunner::Place(int64_t room_bytes, int64_t used_bytes) {
+StagedBytes StepRunner::Place(int64_t room_bytes, int64_t used_bytes, bool tail) {
   QSERVE_CHECK(used_bytes <= room_bytes);
   last_room_ = 0;
   if (!Wanted()) return {};
@@ -152,12 +153,7 @@ StagedBytes StepRunner::Place(int64_t room_bytes, int64_t used_bytes) {
     Fail(place.status());
     return {};
   }
-  if (measuring_) {
-    const int64_t end = measured_.empty() ? 0 : measured_.back().offset + measured_.back().room;
-    const int64_t aligned =
-        (end + InputStaging::kAlignment - 1) / InputStaging::kAlignment * InputStaging::kAlignment;
-    measured_.push_back({aligned, room_bytes});
-  }
+  if (measuring_) measured_.push_back({0, room_bytes, tail});
   last_room_ = room_bytes;
   return *place;
 }
@@ -173,7 +169,21 @@ StagedBytes StepRunner::PlaceOfGraph(int64_t used_bytes) {
     return {};
   }
   last_room_ = input.room;
+  inputs_end_ = std::max(inputs_end_, input.offset + (input.tail ? used_bytes : input.room));
   return inputs_.At(graph_->block, input.offset);
+}
+
+int64_t StepRunner::LayOut(std::vector<Input>* inputs) {
+  int64_t end = 0;
+  for (const bool tails : {false, true}) {
+    for (Input& input : *inputs) {
+      if (input.tail != tails) continue;
+      input.offset = end;
+      end += (input.room + InputStaging::kAlignment - 1) / InputStaging::kAlignment *
+             InputStaging::kAlignment;
+    }
+  }
+  return std::max<int64_t>(end, 1);
 }
 
 void StepRunner::ReadBack(const void* device, int64_t bytes,
@@ -205,7 +215,7 @@ void StepRunner::EndRecorded() {
     Fail(InvalidArgument("cuda: a step has fewer inputs than its recording"));
     return;
   }
-  inputs_.TakeFront(graph_->block, graph_->input_bytes);
+  inputs_.TakeFront(graph_->block, inputs_end_);
 }
 
 void StepRunner::LaunchGraph() {
@@ -230,8 +240,7 @@ Status StepRunner::Record(uint64_t key, const std::function<void()>& step) {
   if (!status.ok()) return status;
   Graph graph;
   graph.inputs = measured_;
-  graph.input_bytes = measured_.empty() ? 0 : measured_.back().offset + measured_.back().room;
-  StatusOr<size_t> block = inputs_.BlockOf(std::max<int64_t>(graph.input_bytes, 1));
+  StatusOr<size_t> block = inputs_.BlockOf(LayOut(&graph.inputs));
   if (!block.ok()) return block.status();
   graph.block = *block;
   const int64_t free_before = FreeMemory();

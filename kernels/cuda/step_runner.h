@@ -70,16 +70,27 @@ class StepRunner {
   // room is that of the recording. Null after a failure.
   template <class T>
   T* Stage(std::span<const T> values, int64_t room, T padding) {
-    StagedBytes place = Place(room * int64_t{sizeof(T)}, std::ssize(values) * int64_t{sizeof(T)});
+    const StagedBytes place =
+        Place(room * int64_t{sizeof(T)}, std::ssize(values) * int64_t{sizeof(T)});
     if (place.host == nullptr) return nullptr;
     T* const to = reinterpret_cast<T*>(place.host);
     std::copy(values.begin(), values.end(), to);
     std::fill(to + values.size(), to + last_room_ / int64_t{sizeof(T)}, padding);
     return reinterpret_cast<T*>(place.device);
   }
+  // Likewise for arrays of which steps use little of the room: what is beyond `values` is not
+  // copied and undefined.
+  template <class T>
+  T* StageTail(std::span<const T> values, int64_t room) {
+    const StagedBytes place =
+        Place(room * int64_t{sizeof(T)}, std::ssize(values) * int64_t{sizeof(T)}, /*tail=*/true);
+    if (place.host == nullptr) return nullptr;
+    std::copy(values.begin(), values.end(), reinterpret_cast<T*>(place.host));
+    return reinterpret_cast<T*>(place.device);
+  }
   // Bytes to be written by the caller, `used` of them at least; outside recorded parts TrimInput
   // gives back the rest.
-  StagedBytes Place(int64_t room_bytes, int64_t used_bytes);
+  StagedBytes Place(int64_t room_bytes, int64_t used_bytes, bool tail = false);
   // Bytes that the last Place has room for.
   int64_t last_room() const { return last_room_; }
   void TrimInput(StagedBytes piece, int64_t bytes) { inputs_.TrimLast(piece, bytes); }
@@ -108,12 +119,12 @@ class StepRunner {
   struct Input {
     int64_t offset = 0;
     int64_t room = 0;
+    bool tail = false;
   };
   struct Graph {
     GraphHandle handle = nullptr;
     size_t block = 0;  // of the input staging
     std::vector<Input> inputs;
-    int64_t input_bytes = 0;
   };
   struct Read {
     const std::byte* host = nullptr;
@@ -129,6 +140,8 @@ class StepRunner {
   Status Leave();
   Status TakeFailure();
   StagedBytes PlaceOfGraph(int64_t used_bytes);
+  // Gives inputs their offsets, tails last; the bytes of all.
+  static int64_t LayOut(std::vector<Input>* inputs);
   void LaunchGraph();
   Status Capture(const std::function<void()>& step, Graph* graph);
   void EndCapture();
@@ -154,6 +167,7 @@ class StepRunner {
   std::vector<Input> measured_;
   Graph* graph_ = nullptr;  // being recorded or replayed
   size_t next_input_ = 0;
+  int64_t inputs_end_ = 0;  // of what the step uses of a graph's inputs
   int64_t graph_bytes_ = 0;
 
   std::mutex failure_mutex_;
