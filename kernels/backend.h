@@ -111,17 +111,6 @@ struct LinearArgs {
   FloatMatrix out;  // [tokens, n]; fp32 or the activation type, rounded once
 };
 
-// One layer's keys and values: `pages` pages of kKvPageTokens tokens each. The byte layout inside a
-// page is the backend's own; KvPageBytes says its size.
-struct KvLayer {
-  void* pages = nullptr;  // keys and values of page p lie at pages + p * page_bytes
-  int64_t page_bytes = 0;
-};
-struct KvShape {
-  KvFormat format = KvFormat::kInt4;
-  int kv_heads = 0;  // of this rank
-  int head_dim = 0;
-};
 // Bytes of one page of one layer, keys and values: 2 * kv_heads * kKvPageTokens * (head_dim * bits
 // / 8 + 4 if quantized).
 int64_t KvPageBytes(const KvShape& shape);

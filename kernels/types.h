@@ -39,6 +39,18 @@ inline constexpr int kKvPageTokens = 64;
 inline constexpr int kAttentionChunkTokens = 256;
 inline constexpr int kWeightGroup = 128;
 
+// One layer's keys and values: `pages` pages of kKvPageTokens tokens each. The byte layout inside a
+// page is the backend's own; KvPageBytes (kernels/backend.h) says its size.
+struct KvLayer {
+  void* pages = nullptr;  // keys and values of page p lie at pages + p * page_bytes
+  int64_t page_bytes = 0;
+};
+struct KvShape {
+  KvFormat format = KvFormat::kInt4;
+  int kv_heads = 0;  // of this rank
+  int head_dim = 0;
+};
+
 // Row-major matrix, rows x cols, consecutive rows `stride` elements apart (stride >= cols).
 template <class T>
 struct Matrix {
