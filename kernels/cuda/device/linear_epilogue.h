@@ -75,11 +75,14 @@ struct LinearEpilogue {
       }
     };
     each([](int32_t* to, int32_t& sum) { AtomicAdd(to, sum); });
-    ThreadFence();
+    // The barrier gathers the block's additions behind one thread, whose fences order them before
+    // its arrival and, in the block that arrives last, everybody's before what follows.
     SyncThreads();
     bool last = false;
     if (me.thread == 0) {
+      ThreadFence();
       last = AtomicAdd(p.arrivals + tile, 1u) + 1 == static_cast<uint32_t>(p.splits);
+      ThreadFence();
       if (last) p.arrivals[tile] = 0;
     }
     if (!SyncThreadsOr(last)) return false;
