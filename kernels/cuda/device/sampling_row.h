@@ -55,10 +55,14 @@ QSERVE_DEVICE void VisitGroups(const LogitRow& row, Visit visit) {
   const bool aligned = reinterpret_cast<uintptr_t>(row.logits) % 16 == 0;
   for (int begin = 4 * ThreadId(); begin < row.count; begin += 4 * kThreads * kAhead) {
     Vec16 ahead[kAhead];
-    QSERVE_UNROLL
-    for (int i = 0; i < kAhead; ++i) {
-      const int first = begin + 4 * kThreads * i;
-      if (first < row.count) ahead[i] = internal::LoadFour(row, first, aligned);
+    if (aligned && begin + 4 * kThreads * (kAhead - 1) + 4 <= row.count) {
+      QSERVE_UNROLL
+      for (int i = 0; i < kAhead; ++i) ahead[i] = Load16(row.logits + begin + 4 * kThreads * i);
+    } else {
+      QSERVE_UNROLL
+      for (int i = 0; i < kAhead; ++i) {
+        ahead[i] = internal::LoadFour(row, begin + 4 * kThreads * i, aligned);
+      }
     }
     QSERVE_UNROLL
     for (int i = 0; i < kAhead; ++i) {

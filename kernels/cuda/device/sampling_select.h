@@ -85,9 +85,10 @@ QSERVE_DEVICE int DistanceBin(float x, float max) {
                                                         : kSelectBins - 1;
 }
 
-// The smallest key above -infinity whose bin is at most `bin`.
+// The smallest key above -infinity whose bin is at most `bin`; above max's if there is none (an
+// infinite max has no distances: everything is in the last bin).
 QSERVE_DEVICE uint32_t LowestKeyOfBin(int bin, float max) {
-  uint32_t low = kKeyOfLowest + 1, high = KeyOf(max);
+  uint32_t low = kKeyOfLowest + 1, high = KeyOf(max) + 1;
   while (low < high) {
     const uint32_t middle = low + (high - low) / 2;
     if (DistanceBin(ValueOf(middle), max) <= bin) {

@@ -233,6 +233,20 @@ TEST(Sampling, ExtremeLogitsAreThoseOfTheCpu) {
   }
 }
 
+// Distances from infinity say nothing, and there are more ids than a list holds.
+TEST(Sampling, InfiniteLogitsComeFirst) {
+  Step step = RandomLogits(5000, 1, 12, 1.0f);
+  step.row(0)[4000] = step.row(0)[3000] = INFINITY;
+  step.rows[0].logprobs = 5;
+  const Drawn got = OnDevice(step), expected = OnCpu(step);
+  ASSERT_TRUE(got.status.ok());
+  EXPECT_EQ(got.tokens[0].id, 3000);
+  ASSERT_EQ(got.tokens[0].top.size(), 5u);
+  for (size_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(got.tokens[0].top[i].id, expected.tokens[0].top[i].id) << i;
+  }
+}
+
 TEST(Sampling, GreedyTakesTheLowestIdAmongEquals) {
   Step step = RandomLogits(700, 2, 9, 1.0f);
   step.row(0)[650] = step.row(0)[13] = step.row(0)[14] = 50;
