@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up, builds and runs every test; what a developer and CI call. The last lines are ctest's summary.
 #
-#   tests/run.sh                     preset release, every test
+#   tests/run.sh                     preset release, every test; then the CUDA kernels are compiled and held to their budgets (no GPU)
 #   tests/run.sh --preset NAME       another preset: release, debug, tsan, cuda (repeatable)
 #   tests/run.sh --sanitizers        and then debug (address, undefined) over the labels unit, ops, integration and sim, and tsan over
 #                                    the same but ops
@@ -33,7 +33,7 @@ build_jobs() {
 
 use_cuda_tools() {
   local tools="${QSERVE_TOOLS:-$HOME/.cache/qserve}/cuda/bin"
-  deploy/setup.sh --cuda
+  deploy/setup.sh --cuda || { printf '[tests] error: the CUDA compiler could not be installed\n' >&2; return 1; }
   # The packaged CMake does not understand the layout of the packaged compiler; the one installed with it does.
   if [[ -x "$tools/nvcc" ]] && ! command -v nvcc >/dev/null; then export PATH="$tools:$PATH" CUDACXX="$tools/nvcc"; fi
 }
@@ -65,7 +65,16 @@ run_preset() {
   return "$result"
 }
 
+# Compiles the kernels for every GPU architecture and fails on spills, registers over budget and missing tensor instructions.
+run_gates() {
+  use_cuda_tools || return 1
+  say "GPU-free gates of the CUDA kernels"
+  cmake --preset cuda -DQSERVE_BUILD_TESTS=ON >build/cuda-configure.log 2>&1 || { cat build/cuda-configure.log; return 1; }
+  cmake --build --preset cuda -j "$(build_jobs)" --target cuda_gates || return 1
+}
+
 presets=()
+gates=0
 label=""
 sanitizers=0
 setup=1
@@ -82,7 +91,10 @@ while [[ $# -gt 0 ]]; do
   esac
   shift
 done
-[[ ${#presets[@]} -gt 0 ]] || presets=(release)
+if [[ ${#presets[@]} -eq 0 ]]; then
+  presets=(release)
+  if [[ -z "$label" ]]; then gates=1; fi
+fi
 
 [[ $setup -eq 0 ]] || deploy/setup.sh
 
@@ -90,6 +102,10 @@ failed=()
 for preset in "${presets[@]}"; do
   if ! run_preset "$preset" "$label"; then failed+=("$preset"); fi
 done
+if [[ $gates -eq 1 ]]; then
+  if ! run_gates; then failed+=("CUDA gates"); fi
+  sed -n '/tests passed, .* tests failed out of/,$p' build/release/ctest.log  # the summary again, last
+fi
 if [[ $sanitizers -eq 1 ]]; then
   for preset in debug tsan; do
     if ! run_preset "$preset" "${label:-${SANITIZED[$preset]}}"; then failed+=("$preset"); fi
