@@ -107,6 +107,20 @@ std::function<void(int64_t, int64_t)> LogLoading() {
   };
 }
 
+// What the device's memory is used for.
+void ReportMemory(const std::vector<kernels::MemoryUse>& memory, Metrics& metrics) {
+  if (memory.empty()) return;
+  auto& family = prometheus::BuildGauge()
+                     .Name("qserve_device_memory_bytes")
+                     .Help("Device memory of this rank, by what it is for")
+                     .Register(metrics.registry());
+  for (const kernels::MemoryUse& use : memory) {
+    LOG_INFO("device memory: {} {:.1f} MiB", use.purpose,
+             static_cast<double>(use.bytes) / (1 << 20));
+    family.Add({{"purpose", use.purpose}}).Set(static_cast<double>(use.bytes));
+  }
+}
+
 void ReportStart(const exec::Rank& rank, Metrics& metrics) {
   auto& family = prometheus::BuildGauge()
                      .Name("qserve_startup_seconds")
@@ -124,6 +138,7 @@ void ReportStart(const exec::Rank& rank, Metrics& metrics) {
   LOG_INFO("{} ({}), weights {:.1f} MiB, KV cache {} blocks of 64 tokens, loaded in {:.2f} s",
            model.device.name, model.device.isa, static_cast<double>(model.weight_bytes) / (1 << 20),
            rank.limits().blocks, total);
+  ReportMemory(model.memory, metrics);
 }
 
 }  // namespace
