@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 
 #include "common/check.h"
 #include "kernels/cuda/device/linear_shape.h"
@@ -51,10 +52,12 @@ Tile TileOf(WeightFormat format, LinearTile tile) {
   return IsWide(format) ? TileOf<true>(tile) : TileOf<false>(tile);
 }
 
+int TileBytes(WeightFormat format) { return IsWide(format) ? 8192 : 4096; }
+
 int64_t SharedBytes(WeightFormat format, LinearTile tile) {
   const Tile of = TileOf(format, tile);
-  return LinearSharedBytes(IsWide(format) ? 8192 : 4096, format == WeightFormat::kW4Group128,
-                           of.tokens, of.stages);
+  return LinearSharedBytes(TileBytes(format), format == WeightFormat::kW4Group128, of.tokens,
+                           of.stages);
 }
 
 int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -70,45 +73,62 @@ int64_t Resident(const LinearMachine& machine, WeightFormat format, LinearTile t
 // Fewer K tiles than these a block, and filling the ring and adding up cost more than they bring.
 constexpr int64_t kLeastTilesOfSplit = 4;
 
-// As many splits as fill the machine once.
-int FillingSplits(const LinearMachine& machine, const LinearProblem& problem, LinearTile tile) {
-  const LinearChoice whole = MakeChoice(problem, tile, 1);
-  const int64_t blocks = int64_t{whole.row_blocks} * whole.token_blocks;
-  const int64_t slots = machine.multiprocessors * Resident(machine, problem.format, tile);
-  const int64_t most = std::max<int64_t>(1, problem.k_tiles / kLeastTilesOfSplit);
-  const int64_t splits = std::clamp<int64_t>(slots / blocks, 1, most);
-  // As even as it gets with no longer parts.
-  return static_cast<int>(CeilDivide(problem.k_tiles, CeilDivide(problem.k_tiles, splits)));
+int64_t BlocksOf(const LinearChoice& choice) {
+  return int64_t{choice.row_blocks} * choice.token_blocks * choice.splits;
 }
 
-// Rough time of a product that is bound by multiplying, in K tiles of one token's column: waves of
-// blocks, each as long as its part of K plus what starting and ending take.
-double ComputeCost(const LinearMachine& machine, const LinearProblem& problem, LinearTile tile,
-                   int splits) {
-  const LinearChoice choice = MakeChoice(problem, tile, splits);
-  const auto resident = static_cast<double>(Resident(machine, problem.format, tile));
-  const int64_t blocks = int64_t{choice.row_blocks} * choice.token_blocks * splits;
-  const int64_t waves =
-      CeilDivide(blocks, machine.multiprocessors * Resident(machine, problem.format, tile));
-  const double overhead = splits > 1 ? 8 : 3;
-  // The larger tile reads less of shared memory a product.
-  const double efficiency = tile == LinearTile::kL256 ? 1.0 : 0.9;
-  return static_cast<double>(waves) * resident * TileOf(problem.format, tile).tokens / efficiency *
-         (static_cast<double>(CeilDivide(problem.k_tiles, splits)) + overhead);
+// Rough time of a product that is bound by reading weights, in K tiles of one block. Up to what
+// keeps memory busy more blocks make it shorter, then they only share; where they come in several
+// waves, half a block more for the last one, which is not full.
+double StreamCost(const LinearMachine& machine, const LinearProblem& problem,
+                  const LinearChoice& choice) {
+  constexpr double kBytesUnderWay = 64 << 10;  // of weights, on each multiprocessor
+  const Tile tile = TileOf(problem.format, choice.tile);
+  const double ring = (tile.stages - 1) * 2.0 * TileBytes(problem.format);
+  const double multiprocessors = machine.multiprocessors;
+  const double slots =
+      multiprocessors * static_cast<double>(Resident(machine, problem.format, choice.tile));
+  const double wanted = std::min(slots, multiprocessors * kBytesUnderWay / ring);
+  const double overhead = choice.splits > 1 ? 2 : 1;
+  const double block = static_cast<double>(CeilDivide(problem.k_tiles, choice.splits)) + overhead;
+  const auto blocks = static_cast<double>(BlocksOf(choice));
+  if (blocks <= slots) return std::max(blocks, wanted) / slots * block;
+  return (blocks / slots + 0.5) * block;
 }
 
-LinearChoice ChooseForCompute(const LinearMachine& machine, const LinearProblem& problem) {
+// The same of one that is bound by multiplying, in K tiles of one token's column: the blocks that
+// the busiest multiprocessor gets, each as long as its part of K plus what starting and adding up
+// take.
+double ComputeCost(const LinearMachine& machine, const LinearProblem& problem, int tokens,
+                   const LinearChoice& choice) {
+  const double overhead = choice.splits > 1 ? 8 : 3;
+  const auto blocks = static_cast<double>(CeilDivide(BlocksOf(choice), machine.multiprocessors));
+  // The larger tile reads less of shared memory a product; the smaller one needs a second block
+  // beside it to cover its waits.
+  const double efficiency = choice.tile == LinearTile::kL256 ? 1.0 : blocks > 1 ? 0.9 : 0.75;
+  return blocks * tokens / efficiency *
+         (static_cast<double>(CeilDivide(problem.k_tiles, choice.splits)) + overhead);
+}
+
+// The cheapest of every legal number of splits of the given tiles.
+template <class Cost>
+LinearChoice Cheapest(const LinearMachine& machine, const LinearProblem& problem,
+                      std::span<const LinearTile> tiles, Cost cost) {
+  constexpr int64_t kMostSplits = 32;
+  const int64_t most =
+      problem.format == WeightFormat::kHalfFixedOrder
+          ? 1
+          : std::clamp<int64_t>(problem.k_tiles / kLeastTilesOfSplit, 1, kMostSplits);
   LinearChoice best;
   double least = 0;
-  for (const LinearTile tile : {LinearTile::kM128, LinearTile::kL256}) {
+  for (const LinearTile tile : tiles) {
     if (!IsLegal(machine, problem.format, tile)) continue;
-    const int filling =
-        problem.format == WeightFormat::kHalfFixedOrder ? 1 : FillingSplits(machine, problem, tile);
-    for (int splits = 1; splits <= filling; ++splits) {
-      const double cost = ComputeCost(machine, problem, tile, splits);
-      if (best.row_blocks != 0 && cost >= least) continue;
-      least = cost;
-      best = MakeChoice(problem, tile, splits);
+    for (int splits = 1; splits <= most; ++splits) {
+      const LinearChoice choice = MakeChoice(problem, tile, splits);
+      const double price = cost(choice);
+      if (best.row_blocks != 0 && price >= least) continue;
+      least = price;
+      best = choice;
     }
   }
   return best;
@@ -149,12 +169,16 @@ LinearChoice ChooseLinear(const LinearMachine& machine, const LinearProblem& pro
   QSERVE_CHECK(problem.m >= 1 && problem.n >= 1 && problem.k_tiles >= 1);
   constexpr std::array<LinearTile, 3> kSmall = {LinearTile::kD16, LinearTile::kS32,
                                                 LinearTile::kS64};
-  for (const LinearTile tile : kSmall) {
+  for (const LinearTile& tile : kSmall) {
     if (problem.m > TileOf(problem.format, tile).tokens) continue;
-    const bool split = problem.format != WeightFormat::kHalfFixedOrder;
-    return MakeChoice(problem, tile, split ? FillingSplits(machine, problem, tile) : 1);
+    return Cheapest(machine, problem, {&tile, 1}, [&](const LinearChoice& choice) {
+      return StreamCost(machine, problem, choice);
+    });
   }
-  return ChooseForCompute(machine, problem);
+  constexpr std::array<LinearTile, 2> kLarge = {LinearTile::kM128, LinearTile::kL256};
+  return Cheapest(machine, problem, kLarge, [&](const LinearChoice& choice) {
+    return ComputeCost(machine, problem, TileOf(problem.format, choice.tile).tokens, choice);
+  });
 }
 
 }  // namespace qserve::kernels::cuda

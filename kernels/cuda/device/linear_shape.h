@@ -47,11 +47,11 @@ struct LinearShape {
 // For up to so many tokens a launch, D, S, S, and beyond, M and L. kWide: tiles of 8192 bytes
 // (int8, fp16) instead of 4096.
 template <bool kWide>
-using LinearD16 = LinearShape<16, 16, 16, kWide ? 4 : 6, 4>;
+using LinearD16 = LinearShape<16, 16, 16, 4, 4>;
 template <bool kWide>
-using LinearS32 = LinearShape<32, 32, 32, kWide ? 4 : 5, 3>;
+using LinearS32 = LinearShape<32, 32, 32, 4, 4>;
 template <bool kWide>
-using LinearS64 = LinearShape<64, 32, 64, 4, 4, false>;
+using LinearS64 = LinearShape<64, 32, 64, 3, 4, false>;
 template <bool kWide>
 using LinearM128 = LinearShape<128, 32, 64, 3, 2, false>;
 template <bool kWide>
