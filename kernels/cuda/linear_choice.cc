@@ -181,4 +181,18 @@ LinearChoice ChooseLinear(const LinearMachine& machine, const LinearProblem& pro
   });
 }
 
+LinearWorkspace LargestLinearWorkspace(const LinearMachine& machine, const GpuWeightLayout& layout,
+                                       int64_t most_tokens) {
+  LinearWorkspace largest;
+  int64_t m = 0;
+  while (m < most_tokens) {
+    // The choice changes behind 16, 32, 64 and multiples of 128 only.
+    m = std::min(m < 128 ? std::max<int64_t>(16, 2 * m) : m + 128, most_tokens);
+    const LinearChoice choice = ChooseLinear(machine, ProblemOf(layout, m));
+    largest.sums_bytes = std::max(largest.sums_bytes, choice.sums_bytes);
+    largest.scratch_bytes = std::max(largest.scratch_bytes, choice.scratch_bytes);
+  }
+  return largest;
+}
+
 }  // namespace qserve::kernels::cuda

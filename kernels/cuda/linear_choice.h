@@ -52,6 +52,15 @@ LinearChoice MakeChoice(const LinearProblem& problem, LinearTile tile, int split
 // memory a block, which is all that is needed.
 LinearChoice ChooseLinear(const LinearMachine& machine, const LinearProblem& problem);
 
+// The most device memory that any of 1 to `most_tokens` tokens needs for this weight: not always
+// what the most tokens need, for small batches are split further.
+struct LinearWorkspace {
+  int64_t sums_bytes = 0;
+  int64_t scratch_bytes = 0;
+};
+LinearWorkspace LargestLinearWorkspace(const LinearMachine& machine, const GpuWeightLayout& layout,
+                                       int64_t most_tokens);
+
 // Counters of arrivals at the front of `sums`.
 int64_t LinearArrivalBytes(const LinearChoice& choice);
 

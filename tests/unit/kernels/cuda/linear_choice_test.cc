@@ -118,6 +118,26 @@ TEST(LinearChoice, AFullMachineIsNotSplitFurther) {
   EXPECT_GT(ChooseLinear(kA100, Problem(WeightFormat::kW4Group128, 4096, 14336, 128)).splits, 1);
 }
 
+TEST(LinearChoice, TheLargestWorkspaceIsEnoughForEveryBatch) {
+  for (const LinearMachine& machine : {kA100, kL40S, kH200}) {
+    for (const WeightFormat format : {WeightFormat::kW4Group128, WeightFormat::kHalfFixedOrder}) {
+      GpuWeightLayout layout;
+      layout.format = format;
+      layout.n = 8192;
+      layout.k_tiles = 224;
+      const LinearWorkspace largest = LargestLinearWorkspace(machine, layout, 1000);
+      LinearWorkspace needed;
+      for (int64_t m = 1; m <= 1000; ++m) {
+        const LinearChoice choice = ChooseLinear(machine, ProblemOf(layout, m));
+        needed.sums_bytes = std::max(needed.sums_bytes, choice.sums_bytes);
+        needed.scratch_bytes = std::max(needed.scratch_bytes, choice.scratch_bytes);
+      }
+      EXPECT_EQ(largest.sums_bytes, needed.sums_bytes);
+      EXPECT_EQ(largest.scratch_bytes, needed.scratch_bytes);
+    }
+  }
+}
+
 // What the host computes is what the kernels are compiled with.
 template <class Format, template <bool> class ShapeOf, bool kWide>
 void ExpectShared(WeightFormat format, LinearTile tile) {
