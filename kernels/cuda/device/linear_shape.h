@@ -26,8 +26,10 @@ constexpr int LinearSharedBytes(int tile_bytes, bool groups, int tokens, int sta
   return LinearRingBytes(tile_bytes, groups, tokens, stages) + 16;
 }
 
-// A warp makes warp_rows x warp_tokens; stages4 and stages8 are the ring's for formats of 4 bits
-// and of 8 or 16 bits.
+// A block of kRows x kTokens by warps of kWarpRows x kWarpTokens, with a ring of kStages; registers
+// are limited so that kMinBlocks of them fit a multiprocessor. kAhead: a warp loads the next K
+// step's operands while it multiplies the present one's; without it the other warps must cover the
+// wait, and registers are saved.
 template <int kTokenCount, int kRowsOfWarp, int kTokensOfWarp, int kStageCount, int kBlocks,
           bool kLoadsAhead = true>
 struct LinearShape {
@@ -44,8 +46,8 @@ struct LinearShape {
   static constexpr bool kAhead = kLoadsAhead;
 };
 
-// For up to so many tokens a launch, D, S, S, and beyond, M and L. kWide: tiles of 8192 bytes
-// (int8, fp16) instead of 4096.
+// D and S take a launch of up to so many tokens in one block each; M and L take more, in several.
+// kWide: tiles of 8192 bytes (int8, fp16) instead of 4096.
 template <bool kWide>
 using LinearD16 = LinearShape<16, 16, 16, 4, 4>;
 template <bool kWide>
