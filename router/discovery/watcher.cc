@@ -61,7 +61,10 @@ void Watcher::WatchOnce() {
   while (reader->Read(&report)) {
     // A new process may serve other models than its predecessor at this address.
     if (report.epoch() != epoch) {
-      if (!FetchModels()) break;
+      if (!FetchModels()) {
+        context.TryCancel();
+        break;
+      }
       LOG_INFO("replica {} is up: epoch {}, tensor parallel {}", replica_.address(), report.epoch(),
                report.tensor_parallel_size());
       epoch = report.epoch();
@@ -71,7 +74,6 @@ void Watcher::WatchOnce() {
     const std::lock_guard lock(mutex_);
     last_report_ = now;
   }
-  context.TryCancel();
   const grpc::Status status = reader->Finish();
   {
     const std::lock_guard lock(mutex_);

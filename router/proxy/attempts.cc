@@ -24,7 +24,9 @@ Replica* Attempts::Next(const std::string& numerics_id) {
 }
 
 bool Attempts::Retryable(const grpc::Status& status) {
-  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) return true;
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+      status.error_code() == grpc::StatusCode::CANCELLED)
+    return true;
   return status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED &&
          rpc::ReasonOf(status) == rpc::kQueueFull;
 }

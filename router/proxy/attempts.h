@@ -34,7 +34,8 @@ class Attempts {
   Replica* Next(const std::string& numerics_id);
 
   // Worth another replica: it is gone or refuses for itself, and the client's own request is not
-  // the cause.
+  // the cause. To be asked only if nobody at this side has cancelled the call: then CANCELLED is
+  // what gRPC says of a call that reached a server while it shut down.
   static bool Retryable(const grpc::Status& status);
 
   // What to say when Next had nothing to offer: that the replicas' queues are full if the last one

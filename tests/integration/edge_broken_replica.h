@@ -1,5 +1,6 @@
-// A replica that reports to be ready and finishes nothing that it is asked: it refuses at once, or
-// keeps the call until somebody cuts it off. gRPC's threads run it; made and destroyed by the test.
+// A replica that reports to be ready and finishes nothing that it is asked: it refuses with a
+// status of the test's choice, or keeps the call until somebody cuts it off. gRPC's threads run it;
+// made and destroyed by the test.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -18,7 +19,9 @@ namespace qserve::integration {
 
 class BrokenReplica {
  public:
-  explicit BrokenReplica(bool keeps_calls = false) : inference_(keeps_calls) {
+  explicit BrokenReplica(grpc::StatusCode code = grpc::StatusCode::UNAVAILABLE,
+                         bool keeps_calls = false)
+      : inference_(code, keeps_calls) {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(&inference_);
@@ -35,7 +38,15 @@ class BrokenReplica {
  private:
   class Inference final : public v1::InferenceService::Service {
    public:
-    explicit Inference(bool keeps_calls) : keeps_calls_(keeps_calls) {}
+    Inference(grpc::StatusCode code, bool keeps_calls) : code_(code), keeps_calls_(keeps_calls) {}
+    grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest*,
+                          v1::GenerateResponse*) override {
+      return Break(*context);
+    }
+    grpc::Status StreamGenerate(grpc::ServerContext* context, const v1::StreamGenerateRequest*,
+                                grpc::ServerWriter<v1::StreamGenerateResponse>*) override {
+      return Break(*context);
+    }
     grpc::Status ListModels(grpc::ServerContext*, const v1::ListModelsRequest*,
                             v1::ListModelsResponse* response) override {
       response->add_models()->set_name("demo");
@@ -60,8 +71,9 @@ class BrokenReplica {
       ++asked;
       while (keeps_calls_ && !context.IsCancelled())
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      return {grpc::StatusCode::UNAVAILABLE, "broken"};
+      return {code_, "broken"};
     }
+    const grpc::StatusCode code_;
     const bool keeps_calls_;
   };
 

@@ -1,5 +1,5 @@
-// Small calls through a router whose replicas break: they change nothing, so another replica
-// answers, three are tried at most, and the client's deadline ends it all.
+// Calls through a router to replicas that refuse or break: another replica answers, small calls
+// included, three are tried at most, and the client's deadline ends it all.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -24,38 +24,59 @@ class RouterSmallCalls : public RouterTest {
   }
 };
 
-TEST_F(RouterSmallCalls, AreAnsweredByAnotherReplicaWhenOneIsUnavailable) {
-  BrokenReplica broken;
+// Of every two calls one begins at the broken replica: ties go to the one picked least.
+class RouterBrokenReplica : public RouterSmallCalls,
+                            public testing::WithParamInterface<grpc::StatusCode> {
+ protected:
+  template <class Request, class Response>
+  void ExpectAnswered(const std::string& method, Request request, Response& response) {
+    request.set_model("demo");
+    std::string bytes;
+    const grpc::Status status = CallRaw(channel_, std::string("/") + kInferenceName + "/" + method,
+                                        request.SerializeAsString(), &bytes);
+    EXPECT_TRUE(status.ok()) << method << ": " << rpc::Describe(status);
+    EXPECT_TRUE(response.ParseFromString(bytes));
+  }
+};
+
+TEST_P(RouterBrokenReplica, HasItsCallsAnsweredByAnother) {
+  BrokenReplica broken(GetParam());
   Start({{}}, {broken.address()});
-  const auto stub = v1::InferenceService::NewStub(channel_);
-  // Ties go to the one picked least: of every two calls one begins at the broken replica.
-  for (int i = 0; i < 4; ++i) {
-    v1::CountTokensResponse count;
-    const grpc::Status status = CountTokens(count);
-    ASSERT_TRUE(status.ok()) << rpc::Describe(status);
-    EXPECT_GT(count.token_count(), 0);
+  const Outcome undisturbed = Undisturbed(Spec(5));
+  for (int i = 0; i < 5; ++i) {
+    v1::CountTokensRequest count;
+    count.mutable_prompt()->set_text("The quick brown fox");
+    v1::CountTokensResponse counted;
+    ExpectAnswered("CountTokens", count, counted);
+    EXPECT_GT(counted.token_count(), 0);
     v1::TokenizeRequest tokenize;
-    tokenize.set_model("demo");
     tokenize.set_text("Hello there");
     v1::TokenizeResponse tokens;
-    grpc::ClientContext tokenize_context;
-    ASSERT_TRUE(stub->Tokenize(&tokenize_context, tokenize, &tokens).ok());
+    ExpectAnswered("Tokenize", tokenize, tokens);
     v1::DetokenizeRequest detokenize;
-    detokenize.set_model("demo");
     *detokenize.mutable_token_ids() = tokens.token_ids();
     detokenize.set_skip_special_tokens(true);
     v1::DetokenizeResponse text;
-    grpc::ClientContext detokenize_context;
-    ASSERT_TRUE(stub->Detokenize(&detokenize_context, detokenize, &text).ok());
+    ExpectAnswered("Detokenize", detokenize, text);
     EXPECT_EQ(text.text(), "Hello there");
+    const Outcome outcome = Stream(channel_, Spec(5));
+    ExpectWhole(outcome);
+    ExpectSame(outcome, undisturbed);
+    const Answer answer = Generate(channel_, Spec(5));
+    EXPECT_TRUE(answer.status.ok()) << rpc::Describe(answer.status);
   }
-  EXPECT_GE(broken.asked(), 4);
+  EXPECT_GE(broken.asked(), 5);
   EXPECT_EQ(Metric("qserve_router_retries_total"), static_cast<double>(broken.asked()));
   EXPECT_TRUE(Eventually([&] { return Metric("qserve_router_open_calls") == 0; }));
 }
 
+// CANCELLED is what gRPC says of a call that reaches a server while it shuts down.
+INSTANTIATE_TEST_SUITE_P(Codes, RouterBrokenReplica,
+                         testing::Values(grpc::StatusCode::UNAVAILABLE,
+                                         grpc::StatusCode::CANCELLED));
+
 TEST_F(RouterSmallCalls, MoveWhenAReplicaDiesBeforeItAnswers) {
-  BrokenReplica dying(true);
+  BrokenReplica dying(grpc::StatusCode::UNAVAILABLE, true);
   Relay relay(dying.port());
   Start({{}}, {relay.address()});
   // Whichever of the two is asked first, the dying one has one of the two calls.
@@ -86,7 +107,7 @@ TEST_F(RouterSmallCalls, TryNoMoreThanThreeReplicas) {
 }
 
 TEST_F(RouterSmallCalls, EndWithTheClientsDeadline) {
-  BrokenReplica silent(true);
+  BrokenReplica silent(grpc::StatusCode::UNAVAILABLE, true);
   Start({}, {silent.address()});
   v1::CountTokensResponse response;
   EXPECT_EQ(CountTokens(response, std::chrono::milliseconds(300)).error_code(),
