@@ -7,6 +7,8 @@
 #include <prometheus/exposer.h>
 #include <prometheus/text_serializer.h>
 
+#include "common/log.h"
+
 namespace qserve {
 
 // Runs the updates before it hands out the registry's families.
@@ -77,6 +79,8 @@ absl::Status Metrics::Serve(const std::string& address) {
         fmt::format("cannot serve metrics on {}: {}", address, error.what()));
   }
   endpoint_->exposer.RegisterCollectable(collector_);
+  const std::vector<int> ports = endpoint_->exposer.GetListeningPorts();
+  if (!ports.empty()) LOG_INFO("serving metrics on {}, port {}", address, ports.front());
   return absl::OkStatus();
 }
 

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 
 #include "tests/integration/edge_client.h"
@@ -22,19 +23,21 @@ using testing::HasSubstr;
 const testing::Environment* const kWorkspace =
     testing::AddGlobalTestEnvironment(new Workspace);  // gtest owns it
 
+constexpr const char* kAnyPort = "127.0.0.1:0";
+
 // A replica that serves.
 class Worker {
  public:
-  explicit Worker(int ranks, int metrics_port = 0, int drain_seconds = 240) {
+  explicit Worker(int ranks, int drain_seconds = 240) {
     std::vector<std::string> command = {QSERVE_WORKER,
                                         "--model",
                                         Workspace::Model(),
                                         "--served-model-name",
                                         "demo",
                                         "--listen",
-                                        "127.0.0.1:0",
+                                        kAnyPort,
                                         "--metrics-listen",
-                                        "127.0.0.1:" + std::to_string(metrics_port),
+                                        kAnyPort,
                                         "--threads",
                                         "1",
                                         "--drain-timeout",
@@ -88,13 +91,14 @@ TEST_P(ProcessSizes, ServesThenDrainsWhenAskedToStop) {
 
 INSTANTIATE_TEST_SUITE_P(TensorParallel, ProcessSizes, testing::Values(1, 2, 4));
 
-TEST(ProcessDrain, WhatOutlastsTheDrainIsCutAndToldSo) {
-  Worker worker(1, 0, 0);
+TEST(ProcessDrain, WhatOutlastsTheDrainIsToGoOnElsewhere) {
+  Worker worker(1, 0);
   LiveStream stream(Connect(worker.address()), LongSpec());
   ASSERT_TRUE(stream.ReadTokens(3));
   kill(worker.child().pid(), SIGTERM);
-  ExpectWhole(stream.End(), 4);
-  EXPECT_EQ(stream.so_far().Finish(), v1::FINISH_REASON_CANCELLED);
+  const grpc::Status status = stream.End().status;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << rpc::Describe(status);
+  EXPECT_EQ(rpc::ReasonOf(status), rpc::kDraining);
   EXPECT_EQ(worker.child().ExitStatus(), 0) << worker.child().Output();
   EXPECT_TRUE(worker.NobodyIsLeft());
 }
@@ -193,7 +197,7 @@ TEST(ProcessRefusal, BrokenCheckpointsAreNamed) {
                 "config.json");
 }
 
-// What http://`address`/metrics says.
+// What http://127.0.0.1:`port`/metrics says.
 std::string Metrics(int port) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address{};
@@ -214,63 +218,95 @@ std::string Metrics(int port) {
   return text;
 }
 
-// A port that was free a moment ago.
-int FreePort() {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  EXPECT_EQ(bind(fd, reinterpret_cast<sockaddr*>(&address), size), 0);
-  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size);
-  close(fd);
-  return ntohs(address.sin_port);
+// The value of one metric of a program that serves them, -1 if it has none.
+double MetricOf(const Child& child, const std::string& name) {
+  const std::string text =
+      Metrics(child.NumberAfter(std::string("metrics on ") + kAnyPort + ", port "));
+  const size_t place = text.find("\n" + name + " ");
+  return place == std::string::npos ? -1 : std::stod(text.substr(place + name.size() + 2));
 }
 
-TEST(ProcessCluster, AKilledReplicaCostsItsStreamsNothing) {
-  const int worker_metrics = FreePort();
-  const int router_metrics = FreePort();
-  Worker first(1);
-  Worker second(1, worker_metrics);
-  Child router({QSERVE_ROUTER, "--listen", "127.0.0.1:0", "--metrics-listen",
-                "127.0.0.1:" + std::to_string(router_metrics), "--workers",
-                first.address() + "," + second.address()});
-  ASSERT_TRUE(router.Says("(port "));
-  const auto channel = Connect("127.0.0.1:" + std::to_string(router.NumberAfter("(port ")));
-  ASSERT_TRUE(Child::Wait([&] {
-    return Metrics(router_metrics).find("qserve_router_ready_replicas 2") != std::string::npos;
-  }));
-  v1::GenerationSpec spec = Spec(QSERVE_STREAM_TOKENS);
-  spec.mutable_output()->set_n(8);
-  const Outcome undisturbed = Stream(channel, spec);
-  ExpectWhole(undisturbed, 8);
-  const auto has_it = [](const Worker& worker) {
-    bool running = false;
-    WatchUntil(Connect(worker.address()), [&running](const v1::WatchStatusResponse& status) {
-      running = status.running() + status.waiting() > 0;
+// A router over two replicas of one rank each; either may be struck while it has the only stream.
+class ProcessCluster : public testing::Test {
+ protected:
+  ProcessCluster()
+      : replicas_{Worker(1, 0), Worker(1, 0)},
+        router_({QSERVE_ROUTER, "--listen", kAnyPort, "--metrics-listen", kAnyPort, "--workers",
+                 replicas_[0].address() + "," + replicas_[1].address()}) {
+    spec_.mutable_output()->set_n(kCandidates);
+  }
+  void SetUp() override {
+    ASSERT_TRUE(router_.Says("(port "));
+    ASSERT_TRUE(
+        Child::Wait([this] { return MetricOf(router_, "qserve_router_ready_replicas") == 2; }));
+  }
+  static bool HasWork(const Worker& worker) {
+    bool has_work = false;
+    WatchUntil(Connect(worker.address()), [&has_work](const v1::WatchStatusResponse& status) {
+      has_work = status.running() + status.waiting() > 0;
       return true;
     });
-    return running;
-  };
-  // A report may be a moment old: both must have said that they are idle before the stream begins.
-  ASSERT_TRUE(Child::Wait([&] { return !has_it(first) && !has_it(second); }));
-  LiveStream stream(channel, spec);
-  ASSERT_TRUE(stream.ReadTokens(10));
-  // Kill whichever of the two has it.
-  bool first_has_it = false;
-  ASSERT_TRUE(Child::Wait([&] { return (first_has_it = has_it(first)) || has_it(second); }));
-  Worker& busy = first_has_it ? first : second;
-  kill(busy.rank(0), SIGKILL);
-  ExpectWhole(stream.End(), 8);
-  ExpectSame(stream.so_far(), undisturbed, 8);
-  EXPECT_NE(busy.child().ExitStatus(), 0);
-  EXPECT_TRUE(busy.NobodyIsLeft());
-  EXPECT_THAT(Metrics(router_metrics), HasSubstr("qserve_router_resumes_total 1"));
-  if (&busy != &second) {
-    EXPECT_THAT(Metrics(worker_metrics), HasSubstr("qserve_generation_tokens_total"));
+    return has_work;
   }
-  kill(router.pid(), SIGTERM);
-  EXPECT_EQ(router.ExitStatus(), 0) << router.Output();
+  static int64_t Tokens(const Outcome& outcome) {
+    int64_t tokens = 0;
+    for (const auto& chunk : outcome.chunks) tokens += chunk.token_ids_size();
+    return tokens;
+  }
+
+  // A stream whose replica is struck in the middle by `strike` is what it would have been, and the
+  // other replica has computed what was missing, not all of it.
+  void ExpectToSurvive(const std::function<void(Worker&)>& strike) {
+    const auto channel = Connect("127.0.0.1:" + std::to_string(router_.NumberAfter("(port ")));
+    const Outcome undisturbed = Stream(channel, spec_);
+    ExpectWhole(undisturbed, kCandidates);
+    // A report may be a moment old: both must have said that they are idle before the stream
+    // begins.
+    ASSERT_TRUE(Child::Wait([this] { return !HasWork(replicas_[0]) && !HasWork(replicas_[1]); }));
+    LiveStream stream(channel, spec_);
+    ASSERT_TRUE(stream.ReadTokens(10));
+    const int64_t received = Tokens(stream.so_far());
+    bool first = false;
+    ASSERT_TRUE(Child::Wait([&] {
+      first = HasWork(replicas_[0]);
+      return first || HasWork(replicas_[1]);
+    }));
+    Worker& struck = replicas_[first ? 0 : 1];
+    Worker& other = replicas_[first ? 1 : 0];
+    const double calls = MetricOf(other.child(), "qserve_requests_total");
+    const double generated = MetricOf(other.child(), "qserve_generation_tokens_total");
+    strike(struck);
+    ExpectWhole(stream.End(), kCandidates);
+    ExpectSame(stream.so_far(), undisturbed, kCandidates);
+    EXPECT_EQ(MetricOf(router_, "qserve_router_resumes_total"), 1);
+    EXPECT_EQ(MetricOf(router_, "qserve_router_interrupted_total"), 0);
+    EXPECT_EQ(MetricOf(other.child(), "qserve_requests_total"), calls + 1);
+    const double resumed = MetricOf(other.child(), "qserve_generation_tokens_total") - generated;
+    EXPECT_GT(resumed, 0);
+    EXPECT_LE(resumed, static_cast<double>(Tokens(undisturbed) - received));
+    EXPECT_TRUE(struck.NobodyIsLeft());
+    kill(router_.pid(), SIGTERM);
+    EXPECT_EQ(router_.ExitStatus(), 0) << router_.Output();
+  }
+
+  static constexpr int32_t kCandidates = 8;
+  Worker replicas_[2];
+  Child router_;
+  v1::GenerationSpec spec_ = Spec(QSERVE_STREAM_TOKENS);
+};
+
+TEST_F(ProcessCluster, AKilledReplicaCostsItsStreamsNothing) {
+  ExpectToSurvive([](Worker& worker) {
+    kill(worker.rank(0), SIGKILL);
+    EXPECT_NE(worker.child().ExitStatus(), 0);
+  });
+}
+
+TEST_F(ProcessCluster, AReplicaWhoseDrainIsOverCostsItsStreamsNothing) {
+  ExpectToSurvive([](Worker& worker) {
+    kill(worker.child().pid(), SIGTERM);
+    EXPECT_EQ(worker.child().ExitStatus(), 0) << worker.child().Output();
+  });
 }
 
 }  // namespace
