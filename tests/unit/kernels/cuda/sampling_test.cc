@@ -233,6 +233,14 @@ TEST(Sampling, ExtremeLogitsAreThoseOfTheCpu) {
   }
 }
 
+// Logits so large that most sums with a random number round to the same few values.
+TEST(Sampling, EqualDrawsGoToTheLowestId) {
+  Step step = RandomLogits(2000, 30, 17, 1.0f);
+  for (float& x : step.logits) x = 1e8f;
+  for (uint32_t r = 0; r < 30; ++r) step.rows[r].position = r;
+  ExpectSame(OnDevice(step, 1), OnCpu(step), "ties");
+}
+
 // Distances from infinity say nothing, and there are more ids than a list holds.
 TEST(Sampling, InfiniteLogitsComeFirst) {
   Step step = RandomLogits(5000, 1, 12, 1.0f);
