@@ -60,9 +60,7 @@ DeviceError LaunchRopeAppend(StreamHandle stream, const RopeAppendLaunch& launch
 DeviceError LaunchAttentionCombine(StreamHandle stream, const AttentionCombineLaunch& launch) {
   if (launch.out.rows == 0) return 0;
   const int64_t columns = int64_t{launch.heads} * launch.head_dim;
-  // The whole row is in shared memory while it is rounded.
-  constexpr int64_t kMaxColumns = 24 << 10;
-  if (columns != launch.out.cols || launch.head_dim % 4 != 0 || columns > kMaxColumns) {
+  if (columns != launch.out.cols || launch.head_dim % 4 != 0 || columns > kMaxAttentionColumns) {
     return kInvalidAttention;
   }
   AttentionCombineParams p;
@@ -74,8 +72,12 @@ DeviceError LaunchAttentionCombine(StreamHandle stream, const AttentionCombineLa
   p.head_dim = launch.head_dim;
   p.out = launch.out;
   p.arrived = launch.arrived;
+  // Few rows share the device's multiprocessors, many have enough with one block each.
+  constexpr int64_t kManyRows = 256;
   const int64_t blocks =
-      (columns + AttentionCombine::kBlockColumns - 1) / AttentionCombine::kBlockColumns;
+      launch.out.rows >= kManyRows
+          ? 1
+          : (columns + AttentionCombine::kBlockColumns - 1) / AttentionCombine::kBlockColumns;
   return Launch<AttentionCombine>(stream,
                                   {static_cast<int>(launch.out.rows), static_cast<int>(blocks)},
                                   AttentionCombine::SharedBytes(columns), p);

@@ -21,6 +21,8 @@
 namespace qserve::kernels::cuda {
 
 inline constexpr DeviceError kInvalidAttention = 1;  // as cudaErrorInvalidValue
+// Of a row: it is in shared memory while it is rounded.
+inline constexpr int64_t kMaxAttentionColumns = 24 << 10;
 
 // As RopeAppendArgs (kernels/backend.h), for qkv in fp16 or bf16: arithmetic in fp32 with the bits
 // of the CPU's, q rounded once to its type, codes of k and v by the rule of

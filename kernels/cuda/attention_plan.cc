@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/device/attention_shape.h"
 
 namespace qserve::kernels::cuda {
@@ -319,6 +320,10 @@ Status CheckAttentionModel(const AttentionModel& model) {
   if (kv.head_dim != 64 && kv.head_dim != 96 && kv.head_dim != 128 && kv.head_dim != 256) {
     return Unsupported("attention: head_dim " + std::to_string(kv.head_dim) +
                        "; the GPU has 64, 96, 128 and 256");
+  }
+  if (int64_t{model.heads} * kv.head_dim > kMaxAttentionColumns) {
+    return Unsupported("attention: heads times head_dim exceed " +
+                       std::to_string(kMaxAttentionColumns));
   }
   return {};
 }

@@ -32,30 +32,37 @@ struct AttentionCombine {
     return 4 * (columns + kActivationRowScratch);
   }
 
-  // Grid: x rows, y blocks of columns.
+  // Grid: x rows, y blocks that share the row's columns.
   static QSERVE_DEVICE void Run(const Params& p) {
     const int row = BlockX(), columns = p.heads * p.head_dim;
-    const int column = BlockY() * kBlockColumns + 4 * ThreadId();
+    const int first = BlockY() * kBlockColumns + 4 * ThreadId();
     float* scratch = reinterpret_cast<float*>(SharedMemory());
     float* values = scratch + kActivationRowScratch;
     const int count = p.part_counts[row];
     float* part = p.parts + int64_t{p.first_parts[row]} * columns;
-    Vec16 mine;
-    if (count > 0 && column < columns) mine = Merge(p, row, column, count);
-    if (GridY() == 1) {
-      if (column < columns) Store16(values + column, mine);
-      WriteActivationRow<kThreads>(p.out, row, values, scratch);
-      return;
+    for (int c = first; c < columns; c += GridY() * kBlockColumns) {
+      const Vec16 merged = count > 0 ? Merge(p, row, c, count) : Vec16{};
+      if (GridY() == 1) {
+        Store16(values + c, merged);
+      } else if (count > 0) {
+        Store16(part + c, merged);
+      }
     }
-    if (count > 0 && column < columns) Store16(part + column, mine);
-    ThreadFence();
-    SyncThreads();
-    const bool last = ThreadId() == 0 && AtomicAdd(p.arrived + row, 1) == GridY() - 1;
-    if (!SyncThreadsOr(last)) return;
-    ThreadFence();
-    if (ThreadId() == 0) p.arrived[row] = 0;
-    for (int c = 4 * ThreadId(); c < columns; c += kBlockColumns) {
-      Store16(values + c, count > 0 ? Load16(part + c) : Vec16{});
+    if (GridY() > 1) {
+      // The barrier gathers the block's stores behind one thread, whose fences order them before
+      // its arrival and, in the block that arrives last, everybody's before the loads.
+      SyncThreads();
+      bool last = false;
+      if (ThreadId() == 0) {
+        ThreadFence();
+        last = AtomicAdd(p.arrived + row, 1) == GridY() - 1;
+        ThreadFence();
+      }
+      if (!SyncThreadsOr(last)) return;
+      if (ThreadId() == 0) p.arrived[row] = 0;
+      for (int c = 4 * ThreadId(); c < columns; c += kBlockColumns) {
+        Store16(values + c, count > 0 ? Load16(part + c) : Vec16{});
+      }
     }
     WriteActivationRow<kThreads>(p.out, row, values, scratch);
   }

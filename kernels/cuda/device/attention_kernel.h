@@ -14,9 +14,7 @@
 // A block has four warps. Scores: warp w takes the tokens 16 w to 16 w + 15 of each page, tokens
 // being rows and query columns columns of the product. Weights go through shared memory. Outputs:
 // warp w takes a quarter of the channels and all tokens. Two barriers a chunk; pages come by
-// asynchronous copies, several steps ahead (attention_ring.h). Blocks take items BlockX(), BlockX()
-// + GridX(), ..., whose number is read from device memory, so that a recorded launch serves steps
-// of any length.
+// asynchronous copies, several steps ahead (attention_ring.h). Blocks take every GridX()-th item.
 #pragma once
 
 #include <cstdint>
@@ -86,6 +84,10 @@ class AttentionWarp {
   }
 
   QSERVE_DEVICE bool HasPage(int page) const { return page >= first_page_ && page < last_page_; }
+  QSERVE_DEVICE bool HasTile(int t) const {  // of output channels
+    return kAttentionWarps * kWarpTiles == Page::kValueTiles ||
+           warp_ * kWarpTiles + t < Page::kValueTiles;
+  }
   QSERVE_DEVICE int Token(int page) const { return (chunk_first_page_ + page) * kKvPageTokens; }
   QSERVE_DEVICE float* Maxima() { return reinterpret_cast<float*>(shared_ + Shape::kMaxima); }
   QSERVE_DEVICE float* Sums() { return reinterpret_cast<float*>(shared_ + Shape::kSums); }
@@ -366,7 +368,7 @@ class AttentionWarp {
       }
       QSERVE_UNROLL
       for (int t = 0; t < kWarpTiles; ++t) {
-        if (warp_ * kWarpTiles + t >= Page::kValueTiles) break;
+        if (!HasTile(t)) break;
         Operand::Load(slot + t * Page::kValueTile, lane_, pair, words[t]);
         QSERVE_UNROLL
         for (int i = 0; i < 2; ++i) {
@@ -455,8 +457,8 @@ class AttentionWarp {
     }
     QSERVE_UNROLL
     for (int t = 0; t < kWarpTiles; ++t) {
+      if (!HasTile(t)) break;
       const int channels = (warp_ * kWarpTiles + t) * 16;
-      if (channels >= kSteps * 16) break;
       *reinterpret_cast<Pair*>(p_.parts + at * (kSteps * 16) + channels + 2 * g_) = {
           out_[t][tile][i], out_[t][tile][i + 2]};
     }

@@ -140,7 +140,10 @@ class AttentionRing {
     const uint8_t* from = head + Page::kValues + first * Page::kValueTile;
     QSERVE_UNROLL
     for (int i = 0; i < Shape::kWarpTiles; ++i) {
-      if (first + i >= Page::kValueTiles) break;
+      if (kAttentionWarps * Shape::kWarpTiles > Page::kValueTiles &&
+          first + i >= Page::kValueTiles) {
+        break;
+      }
       QSERVE_UNROLL
       for (int j = 0; j < Page::kValueTile; j += 512) {
         const int at = i * Page::kValueTile + j + lane;

@@ -26,7 +26,7 @@ struct AttentionShape {
   static constexpr int kKeySlot = Page::kKeyTile + (Page::kQuantized ? Page::kParameterTile : 0);
   static constexpr int kValueSlot = kWarpTiles * Page::kValueTile;
   static constexpr int kSlot = kKeySlot > kValueSlot ? kKeySlot : kValueSlot;
-  static constexpr int kFit = 64 * 1024 / (kAttentionWarps * kSlot);
+  static constexpr int kFit = 48 * 1024 / (kAttentionWarps * kSlot);
   static constexpr int kSlots = kFit > 6 ? 6 : kFit < 2 ? 2 : kFit;
 
   // Shared memory: rings, softmax weights (fp16) of a chunk, then per warp and column the maximum,
@@ -38,7 +38,7 @@ struct AttentionShape {
   static constexpr int kColumnState = kSums + 2 * kAttentionWarps * kColumns * 4;
   static constexpr int kQueries = kColumnState + kColumnStates * kAttentionWarps * kColumns * 4;
   // Where they would take too many registers, the query operands.
-  static constexpr bool kSharedQueries = kTiles > 2 || (kTiles == 2 && kHeadDim >= 128);
+  static constexpr bool kSharedQueries = kTiles > 2 || kTiles* kHeadDim >= 256;
   static constexpr int kSharedBytes =
       kQueries + (kSharedQueries ? kSteps * kTiles * 32 * 2 * 4 : 0);
 

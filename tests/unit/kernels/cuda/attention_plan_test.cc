@@ -121,7 +121,7 @@ TEST(AttentionPlan, CoversEveryChunkOnce) {
     AttentionModel model;
     constexpr int kGroups[] = {1, 2, 3, 4, 5, 7, 8, 12, 16, 40};
     model.kv = {.format = draw(2) == 0 ? KvFormat::kInt4 : KvFormat::kInt8,
-                .kv_heads = static_cast<int>(1 + draw(3)),
+                .kv_heads = static_cast<int>(1 + draw(2)),
                 .head_dim = draw(2) == 0 ? 128 : 256};
     model.heads = kGroups[draw(10)] * model.kv.kv_heads;
     model.sliding_window = draw(2) == 0 ? 0 : 1 + draw(700);

@@ -265,6 +265,7 @@ void GpuWorld::Attend(const KvWorld::Step& step, const HalfRows& qkv, const Acti
             0);
   stream.Synchronize();
   for (const int32_t left : arrived) ASSERT_EQ(left, 0);
+  ASSERT_EQ(stream.counters().load_matrix_conflicts, 0);
 }
 
 }  // namespace qserve::kernels::cuda::testing

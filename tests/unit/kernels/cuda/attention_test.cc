@@ -191,6 +191,13 @@ TEST(GpuAttention, BearsLargeScores) {
   }
 }
 
+// One block merges a row of a large bucket, several one of a small bucket.
+TEST(GpuAttention, MergesWithTheSameBitsInEveryBucket) {
+  Prepared prepared({20, 4, 64, k4}, {{300, 1}, {2, 1}});
+  const std::vector<float> small = prepared.Gpu(), large = prepared.Gpu({.rows = 256});
+  EXPECT_TRUE(SameBits(Rows(large, prepared.world.out_width(), 0, 2), small));
+}
+
 TEST(GpuAttention, RefusesWhatNoKernelHas) {
   const AttentionModel good = {.heads = 4, .kv = {k4, 2, 128}};
   EXPECT_TRUE(CheckAttentionModel(good).ok());
