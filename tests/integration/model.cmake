@@ -15,3 +15,9 @@ qserve_test(model_step_test
 qserve_test(engine_model_test
   SOURCES engine_model_test.cc
   DEPS worker_engine worker_exec LABELS integration)
+# The model on the emulated GPU; with CUDA the same kernels are there once more, for real ones.
+if(NOT QSERVE_CUDA)
+  qserve_test(cuda_model_test
+    SOURCES cuda_model_test.cc
+    DEPS fakes_random_model worker_exec kernels_cuda_emulated LABELS integration)
+endif()

@@ -1,0 +1,81 @@
+// Which steps are recorded, which recording serves a step, and the steps of a start-up.
+#include "worker/exec/step_key.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "worker/exec/warm_step.h"
+
+namespace qserve::worker::exec {
+namespace {
+
+using ::testing::Each;
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+ExecutorLimits Limits(int32_t slots, int64_t max_step_tokens) {
+  return {.slots = slots,
+          .blocks = 8,
+          .max_step_tokens = max_step_tokens,
+          .max_model_len = 130,
+          .kv_bytes_per_token = 1};
+}
+
+TEST(RecordedRows, AreDenseWhereStepsAreShortAndEndAtTheLargestStep) {
+  EXPECT_THAT(RecordedRows(Limits(1, 100)), ElementsAre(1));
+  EXPECT_THAT(RecordedRows(Limits(30, 2048)), ElementsAre(1, 2, 4, 8, 16, 24, 30));
+  EXPECT_THAT(RecordedRows(Limits(30, 5)), ElementsAre(1, 2, 4, 5)) << "fewer tokens than slots";
+  const std::vector<int32_t> many = RecordedRows(Limits(4096, 8192));
+  EXPECT_EQ(many.back(), 4096);
+  EXPECT_LT(many.size(), 64u);
+  EXPECT_TRUE(std::is_sorted(many.begin(), many.end()));
+}
+
+// A step of sequences with the given numbers of rows, the first `sampled` of which draw.
+StepBatch Batch(const std::vector<int64_t>& rows, size_t sampled) {
+  StepBatch batch;
+  for (const int64_t count : rows) {
+    batch.sequences.push_back({.row_count = count});
+    batch.token_ids.resize(batch.token_ids.size() + static_cast<size_t>(count));
+    if (batch.logit_rows.size() < sampled) {
+      batch.logit_rows.push_back(static_cast<int32_t>(batch.token_ids.size()) - 1);
+    }
+  }
+  return batch;
+}
+
+TEST(StepKey, IsTheNextRecordingOfADecodingStep) {
+  const std::vector<int32_t> recorded = {1, 2, 4, 6};
+  EXPECT_EQ(StepKey(Batch({1}, 1), recorded), 1u);
+  EXPECT_EQ(StepKey(Batch({1, 1, 1}, 3), recorded), 4u);
+  EXPECT_EQ(StepKey(Batch({1, 1, 1, 1, 1, 1}, 6), recorded), 6u);
+  EXPECT_EQ(StepKey(Batch({1, 1, 1, 1, 1, 1, 1}, 7), recorded), 0u) << "larger than all";
+  EXPECT_EQ(StepKey(Batch({1, 2}, 2), recorded), 0u) << "a prompt's chunk";
+  EXPECT_EQ(StepKey(Batch({1, 1}, 1), recorded), 0u) << "a row that draws nothing";
+  EXPECT_EQ(StepKey(Batch({}, 0), recorded), 0u);
+  EXPECT_EQ(StepKey(Batch({1}, 1), {}), 0u) << "nothing is recorded";
+}
+
+TEST(WarmStep, IsAsLargeAsStepsMayBe) {
+  const WarmStep decode = WarmStep::Decode(Limits(4, 300), 3);
+  const model::StepInputs inputs = decode.inputs();
+  EXPECT_EQ(inputs.token_ids.size(), 3u);
+  EXPECT_EQ(inputs.sampling.size(), 3u);
+  EXPECT_THAT(inputs.logit_rows, ElementsAre(0, 1, 2));
+  for (const kernels::SequenceSpan& sequence : inputs.sequences) {
+    EXPECT_EQ(sequence.row_count, 1);
+    EXPECT_EQ(sequence.block_table.size(), 3u);
+    EXPECT_THAT(sequence.block_table, Each(0));
+  }
+  const WarmStep prefill = WarmStep::Prefill(Limits(4, 300));
+  EXPECT_EQ(prefill.inputs().token_ids.size(), 300u);
+  ASSERT_EQ(prefill.inputs().sequences.size(), 3u);
+  EXPECT_EQ(prefill.inputs().sequences[2].first_row, 260);
+  EXPECT_EQ(prefill.inputs().sequences[2].row_count, 40);
+  EXPECT_THAT(prefill.inputs().sampling, IsEmpty());
+}
+
+}  // namespace
+}  // namespace qserve::worker::exec
