@@ -8,6 +8,9 @@ qserve_test(edge_ending_test
 qserve_test(edge_hostile_test
   SOURCES edge_hostile_test.cc
   DEPS fakes_executor worker_comm worker_serve LABELS integration TIMEOUT 300)
+qserve_test(edge_garbage_test
+  SOURCES edge_garbage_test.cc
+  DEPS fakes_executor router worker_comm worker_serve LABELS integration TIMEOUT 300)
 qserve_test(router_test
   SOURCES router_test.cc
   DEPS fakes_executor router worker_comm worker_serve LABELS integration TIMEOUT 300)
