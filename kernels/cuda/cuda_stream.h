@@ -15,6 +15,8 @@ class CudaStreamOwner {
 
   // The stream of all operations. While a graph is recorded it is being captured: only work that
   // may be captured is enqueued then (no synchronization, no copies of pageable memory).
+  // Asked for anew before every piece of work: a recording that the step has gone through and that
+  // was held back for more inputs is launched first.
   virtual StreamHandle stream() = 0;
 
   // False while a recorded step is gone through to collect its inputs, and after a failure of the
