@@ -147,7 +147,8 @@ def violations(kernel, name, rules):
     elif kernel.registers > limit(rule["registers"], kernel.arch):
         yield f"{kernel.registers} registers, agreed are {limit(rule['registers'], kernel.arch)}"
     local = kernel.counts["LDL"] + kernel.counts["STL"]
-    if kernel.stack or local:
+    allowed = limit(rule.get("stack", 0), kernel.arch)  # bytes, and as many accesses: a spilled word or two outside the loop
+    if (kernel.stack or 0) > allowed or local > allowed:
         yield f"local memory: {kernel.stack} bytes of stack, {local} accesses"
     for wanted in rule.get("has", ()):
         if kernel.counts[wanted] == 0:

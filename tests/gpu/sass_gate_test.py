@@ -68,6 +68,9 @@ class SassGate(unittest.TestCase):
         rule = {"kernel": "RankSum", "registers": 255}
         self.assert_refused(cubin([_IMMA, _LDL], 8), rule, "local memory", "1 accesses")
         self.assert_refused(cubin([_IMMA], 8, stack=16), rule, "16 bytes of stack")
+        rule["stack"] = {"sm_80": 8, "*": 0}
+        self.assertEqual(self.run_gate(cubin([_IMMA, _LDL], 8, stack=8), [rule])[0], 0)
+        self.assert_refused(cubin([_IMMA], 8, stack=16), rule, "16 bytes of stack")
 
     def test_missing_instruction(self):
         self.assert_refused(cubin([_LOP3], 8), {"kernel": "RankSum", "registers": 255, "has": ["IMMA"]}, "no IMMA")

@@ -47,6 +47,7 @@ COMPOSERS = {
     "kernels/device_factory": ("kernels/cpu", "kernels/cuda", "kernels/no_cuda"),
     "kernels/cuda/runtime_emulated": ("kernels/cuda/emulator",),
     "worker/comm/nccl": ("kernels/cuda",),
+    "bench/gpu_bench": ("kernels/cuda",),
 }
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
