@@ -12,6 +12,8 @@ namespace {
 
 constexpr int64_t kMostHeadroom = int64_t{1} << 30;
 constexpr int kMostThreads = 64;
+// Beyond this many rows a linear is not split over its columns, so that it wants no memory.
+constexpr int64_t kMostLinearTokens = 8192;
 
 CudaBackendOptions Completed(CudaBackendOptions options) {
   options.threads = std::clamp(options.threads, 1, kMostThreads);
@@ -136,6 +138,10 @@ StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::Pack(const LinearWeight& we
   linear->memory = *std::move(memory);
   const std::vector<uint8_t> packed = PackOnThreads(weight, linear->layout, options_.threads);
   CopyToDevice(linear->memory.data(), packed.data(), linear->bytes);
+  const LinearWorkspace most =
+      LargestLinearWorkspace(linear_machine_, linear->layout, kMostLinearTokens);
+  linear_workspace_.sums_bytes = std::max(linear_workspace_.sums_bytes, most.sums_bytes);
+  linear_workspace_.scratch_bytes = std::max(linear_workspace_.scratch_bytes, most.scratch_bytes);
   return std::unique_ptr<PackedLinear>(std::move(linear));
 }
 

@@ -113,6 +113,7 @@ class CudaBackend final : public Backend, public CudaStreamOwner {
   Workspace workspace_;
   StepAttention attention_;
   const LinearMachine linear_machine_;
+  LinearWorkspace linear_workspace_;  // that any batch of any packed weight may want
   SamplingScratch sampling_scratch_;
 };
 

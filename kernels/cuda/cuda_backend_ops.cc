@@ -68,10 +68,14 @@ void CudaBackend::Linear(const LinearArgs& args) {
     const auto& weight = static_cast<const CudaLinear&>(*args.weight);
     const LinearChoice choice =
         ChooseLinear(linear_machine_, ProblemOf(weight.layout, args.out.rows));
-    void* const sums =
-        choice.sums_bytes > 0 ? workspace_.Get("linear sums", choice.sums_bytes) : nullptr;
+    // As much as any batch will want: small ones are split further than the largest, which runs
+    // first.
+    const auto get = [&](const char* name, int64_t wanted, int64_t most) {
+      return wanted > 0 ? workspace_.Get(name, std::max(wanted, most)) : nullptr;
+    };
+    void* const sums = get("linear sums", choice.sums_bytes, linear_workspace_.sums_bytes);
     void* const scratch =
-        choice.scratch_bytes > 0 ? workspace_.Get("linear scratch", choice.scratch_bytes) : nullptr;
+        get("linear scratch", choice.scratch_bytes, linear_workspace_.scratch_bytes);
     StreamHandle const to = runner_.Issue();
     if (to == nullptr) return;
     runner_.Check(LaunchLinear(to, {.layout = weight.layout,
