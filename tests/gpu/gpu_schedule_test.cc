@@ -20,7 +20,7 @@ class GpuSchedule : public GpuTest {};
 TEST_F(GpuSchedule, ALinearsRowIsTheSameInEveryBatch) {
   const std::vector<int64_t> batches =
       SmallCasesOnly() ? std::vector<int64_t>{1, 18, 66}
-                      : std::vector<int64_t>{1, 8, 16, 17, 64, 65, 256, 257, 2000};
+                       : std::vector<int64_t>{1, 8, 16, 17, 64, 65, 256, 257, 2000};
   for (const WeightFormat format : {WeightFormat::kW4Group128, WeightFormat::kW4PerChannel,
                                     WeightFormat::kW8, WeightFormat::kHalfFixedOrder}) {
     const int64_t n = SmallCasesOnly() ? 64 : 4096, k = SmallCasesOnly() ? 256 : 4096;

@@ -99,6 +99,7 @@ class NcclCommunicator final : public Communicator {
   int64_t workspace_floats() const { return workspace_.bytes() / kFloatBytes; }
 
   bool Usable();
+  bool MayEnqueue() { return owner_->Issuing() && owner_->stream() != nullptr; }
   bool Issue(const char* what, const std::function<NcclResult()>& calls);
   NcclResult Group(const std::function<NcclResult()>& calls);
   absl::Status WaitConnected();
@@ -193,7 +194,7 @@ bool NcclCommunicator::Usable() {
 // Makes NCCL's calls and waits until they are on the stream: NCCL may put them there on a thread of
 // its own, and what comes next must come after them. False: failed.
 bool NcclCommunicator::Issue(const char* what, const std::function<NcclResult()>& calls) {
-  if (!owner_->Issuing()) return false;
+  if (!MayEnqueue()) return false;
   const TimePoint deadline = Now() + options_.step_timeout;
   std::string trouble;
   bool begun = false;
@@ -223,7 +224,7 @@ NcclResult NcclCommunicator::Group(const std::function<NcclResult()>& calls) {
 }
 
 void NcclCommunicator::Launch(const RankSumLaunch& launch) {
-  if (!owner_->Issuing()) return;
+  if (!MayEnqueue()) return;
   const kernels::cuda::DeviceError error = LaunchRankSum(owner_->stream(), launch);
   if (error != 0) {
     owner_->Fail({kernels::StatusCode::kDevice,
@@ -382,7 +383,7 @@ void NcclCommunicator::BroadcastIds(int32_t* ids, int64_t count) {
 // The watchdog times how long the stream takes to get from here to the next mark. One at a time: a
 // mark that moved with the work would never be reached.
 void NcclCommunicator::PlaceMark() {
-  if (!owner_->Issuing() || owner_->Recording()) return;
+  if (!MayEnqueue() || owner_->Recording()) return;
   const std::lock_guard lock(mutex_);
   if (mark_pending_ || !failure_.empty()) return;
   if (api_->Mark(owner_->stream()) == NcclResult::kFailed) {
