@@ -7,6 +7,8 @@
 #include <thread>
 #include <utility>
 
+#include "common/check.h"
+
 namespace qserve::kernels::cuda {
 namespace {
 
@@ -98,6 +100,7 @@ StatusOr<Buffer> CudaBackend::Allocate(int64_t bytes, std::string_view purpose) 
 
 // What is on the stream may still use it.
 void CudaBackend::Free(void* data, int64_t /*bytes*/) {
+  QSERVE_CHECK(!runner_.Recording());
   runner_.Synchronize();
   arena_.Free(data);
 }

@@ -11,12 +11,12 @@ struct HalfRows {
   static constexpr int kMinBlocks = 4;
 
   static QSERVE_DEVICE void Run(const Params& p) {
-    const int word = BlockX() * kThreads + ThreadId();
+    const int word = BlockY() * kThreads + ThreadId();
     if (word >= p.row_words) return;
-    const float* row = p.x + BlockY() * p.x_stride;
+    const float* row = p.x + BlockX() * p.x_stride;
     const float low = 2 * word < p.columns ? row[2 * word] : 0.0f;
     const float high = 2 * word + 1 < p.columns ? row[2 * word + 1] : 0.0f;
-    p.out[static_cast<int64_t>(BlockY()) * p.row_words + word] = HalfPair(low, high);
+    p.out[static_cast<int64_t>(BlockX()) * p.row_words + word] = HalfPair(low, high);
   }
 };
 
@@ -24,7 +24,7 @@ struct HalfRows {
 
 DeviceError LaunchHalfRows(StreamHandle stream, const HalfRowsParams& params) {
   const int blocks = (params.row_words + HalfRows::kThreads - 1) / HalfRows::kThreads;
-  return Launch<HalfRows>(stream, {.x = blocks, .y = params.rows}, 0, params);
+  return Launch<HalfRows>(stream, {.x = params.rows, .y = blocks}, 0, params);
 }
 
 DeviceError LaunchLinearHalf(StreamHandle stream, int tokens, const LinearParams& params) {

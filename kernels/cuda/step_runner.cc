@@ -90,9 +90,11 @@ Status StepRunner::Leave() {
     // Nothing of this step may still be under way when its host memory is used again.
     runtime_->Synchronize(stream_);
     reads_.clear();
-    return TakeFailure();
+    Status failure = TakeFailure();
+    LoseBegun(failure);
+    return failure;
   }
-  begun_.push_back({events_[slot_], std::move(reads_)});
+  begun_.push_back({events_[slot_], std::move(reads_), Status()});
   reads_.clear();
   slot_ = (slot_ + 1) % kStepSlots;
   return {};
@@ -104,12 +106,21 @@ Status StepRunner::Finish() {
   begun_.pop_front();
   Check(runtime_->MakeCurrent(), "device");
   Check(runtime_->Wait(step.event), "step");
+  if (!step.failure.ok()) Fail(step.failure);
   if (!failed()) {
     for (const Read& read : step.reads) {
       read.read(std::span(read.host, static_cast<size_t>(read.bytes)));
     }
   }
-  return TakeFailure();
+  Status failure = TakeFailure();
+  LoseBegun(failure);
+  return failure;
+}
+
+void StepRunner::LoseBegun(const Status& failure) {
+  // Arguments that were refused on the host harm their own step alone.
+  if (failure.code() != StatusCode::kDevice) return;
+  for (Step& step : begun_) step.failure = failure;
 }
 
 void StepRunner::Synchronize() {

@@ -134,11 +134,14 @@ class StepRunner {
   struct Step {
     EventHandle event = nullptr;
     std::vector<Read> reads;
+    Status failure;  // of the device while it was under way: its results may be garbage
   };
 
   void StartStep(Mode mode);
   Status Leave();
   Status TakeFailure();
+  // Steps under way when the device or another rank failed are lost with it, whoever noticed it.
+  void LoseBegun(const Status& failure);
   StagedBytes PlaceOfGraph(int64_t used_bytes);
   // Gives inputs their offsets, tails last; the bytes of all.
   static int64_t LayOut(std::vector<Input>* inputs);

@@ -1,10 +1,12 @@
 // The one file that knows NCCL. Compiled where CUDA is built in; elsewhere no_nccl.cc stands in its
-// place.
+// place. The library is opened when GPUs are to be connected, not before: a third of a gigabyte
+// that a single GPU does without.
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 #include <nccl.h>
 
-#include <array>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include <fmt/format.h>
@@ -21,19 +23,71 @@ cudaStream_t StreamOf(kernels::cuda::StreamHandle stream) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// What is called of libnccl.
+struct NcclFunctions {
+  decltype(&::ncclGetVersion) GetVersion = nullptr;
+  decltype(&::ncclGetUniqueId) GetUniqueId = nullptr;
+  decltype(&::ncclCommInitRankConfig) CommInitRankConfig = nullptr;
+  decltype(&::ncclCommGetAsyncError) CommGetAsyncError = nullptr;
+  decltype(&::ncclCommAbort) CommAbort = nullptr;
+  decltype(&::ncclCommFinalize) CommFinalize = nullptr;
+  decltype(&::ncclCommDestroy) CommDestroy = nullptr;
+  decltype(&::ncclGroupStart) GroupStart = nullptr;
+  decltype(&::ncclGroupEnd) GroupEnd = nullptr;
+  decltype(&::ncclSend) Send = nullptr;
+  decltype(&::ncclRecv) Recv = nullptr;
+  decltype(&::ncclAllGather) AllGather = nullptr;
+  decltype(&::ncclBroadcast) Broadcast = nullptr;
+  decltype(&::ncclGetErrorString) GetErrorString = nullptr;
+  decltype(&::ncclGetLastError) GetLastError = nullptr;
+};
+
+// The library stays open until the process ends: NCCL's threads may outlive its communicators.
+absl::StatusOr<NcclFunctions> OpenNccl() {
+  void* const library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) {
+    return absl::UnavailableError(fmt::format("NCCL is not on this machine: {}", dlerror()));
+  }
+  NcclFunctions nccl;
+  std::string missing;
+  const auto find = [&](auto* function, const char* name) {
+    *function = reinterpret_cast<std::remove_pointer_t<decltype(function)>>(dlsym(library, name));
+    if (*function == nullptr) missing = name;
+  };
+  find(&nccl.GetVersion, "ncclGetVersion");
+  find(&nccl.GetUniqueId, "ncclGetUniqueId");
+  find(&nccl.CommInitRankConfig, "ncclCommInitRankConfig");
+  find(&nccl.CommGetAsyncError, "ncclCommGetAsyncError");
+  find(&nccl.CommAbort, "ncclCommAbort");
+  find(&nccl.CommFinalize, "ncclCommFinalize");
+  find(&nccl.CommDestroy, "ncclCommDestroy");
+  find(&nccl.GroupStart, "ncclGroupStart");
+  find(&nccl.GroupEnd, "ncclGroupEnd");
+  find(&nccl.Send, "ncclSend");
+  find(&nccl.Recv, "ncclRecv");
+  find(&nccl.AllGather, "ncclAllGather");
+  find(&nccl.Broadcast, "ncclBroadcast");
+  find(&nccl.GetErrorString, "ncclGetErrorString");
+  find(&nccl.GetLastError, "ncclGetLastError");
+  if (!missing.empty()) {
+    return absl::UnavailableError("this machine's NCCL is too old: it has no " + missing);
+  }
+  return nccl;
+}
+
 class NcclLibrary final : public NcclApi {
  public:
   // Of the GPU that is current on the calling thread.
-  NcclLibrary() { Check(cudaGetDevice(&device_)); }
+  explicit NcclLibrary(const NcclFunctions& nccl) : nccl_(nccl) { Check(cudaGetDevice(&device_)); }
 
   ~NcclLibrary() override {
     if (mark_ != nullptr) Check(cudaEventDestroy(mark_));
-    if (comm_ != nullptr && disconnected_) Check(ncclCommDestroy(comm_));
+    if (comm_ != nullptr && disconnected_) Check(nccl_.CommDestroy(comm_));
   }
 
   NcclResult NewId(std::string* id) override {
     ncclUniqueId made;
-    const NcclResult result = Check(ncclGetUniqueId(&made));
+    const NcclResult result = Check(nccl_.GetUniqueId(&made));
     id->assign(made.internal, sizeof made.internal);
     return result;
   }
@@ -50,36 +104,36 @@ class NcclLibrary final : public NcclApi {
     if (Check(cudaEventCreateWithFlags(&mark_, cudaEventDisableTiming)) == NcclResult::kFailed) {
       return NcclResult::kFailed;
     }
-    return Check(ncclCommInitRankConfig(&comm_, size, shared, rank, &config));
+    return Check(nccl_.CommInitRankConfig(&comm_, size, shared, rank, &config));
   }
 
   NcclResult State() override {
     ncclResult_t state = ncclSuccess;
-    const NcclResult asked = Check(ncclCommGetAsyncError(comm_, &state));
+    const NcclResult asked = Check(nccl_.CommGetAsyncError(comm_, &state));
     return asked == NcclResult::kFailed ? asked : Check(state);
   }
 
-  NcclResult GroupStart() override { return Check(ncclGroupStart()); }
-  NcclResult GroupEnd() override { return Check(ncclGroupEnd()); }
+  NcclResult GroupStart() override { return Check(nccl_.GroupStart()); }
+  NcclResult GroupEnd() override { return Check(nccl_.GroupEnd()); }
   NcclResult Send(const void* data, int64_t bytes, int peer,
                   kernels::cuda::StreamHandle stream) override {
     return Check(
-        ncclSend(data, static_cast<size_t>(bytes), ncclUint8, peer, comm_, StreamOf(stream)));
+        nccl_.Send(data, static_cast<size_t>(bytes), ncclUint8, peer, comm_, StreamOf(stream)));
   }
   NcclResult Receive(void* data, int64_t bytes, int peer,
                      kernels::cuda::StreamHandle stream) override {
     return Check(
-        ncclRecv(data, static_cast<size_t>(bytes), ncclUint8, peer, comm_, StreamOf(stream)));
+        nccl_.Recv(data, static_cast<size_t>(bytes), ncclUint8, peer, comm_, StreamOf(stream)));
   }
   NcclResult AllGather(const void* mine, void* all, int64_t bytes,
                        kernels::cuda::StreamHandle stream) override {
     return Check(
-        ncclAllGather(mine, all, static_cast<size_t>(bytes), ncclUint8, comm_, StreamOf(stream)));
+        nccl_.AllGather(mine, all, static_cast<size_t>(bytes), ncclUint8, comm_, StreamOf(stream)));
   }
   NcclResult Broadcast(void* data, int64_t bytes, int root,
                        kernels::cuda::StreamHandle stream) override {
-    return Check(ncclBroadcast(data, data, static_cast<size_t>(bytes), ncclUint8, root, comm_,
-                               StreamOf(stream)));
+    return Check(nccl_.Broadcast(data, data, static_cast<size_t>(bytes), ncclUint8, root, comm_,
+                                 StreamOf(stream)));
   }
 
   NcclResult Mark(kernels::cuda::StreamHandle stream) override {
@@ -100,13 +154,13 @@ class NcclLibrary final : public NcclApi {
   void Abort() override {
     ncclComm_t comm = comm_;
     comm_ = nullptr;
-    if (comm != nullptr) Check(ncclCommAbort(comm));
+    if (comm != nullptr) Check(nccl_.CommAbort(comm));
   }
 
   NcclResult Disconnect() override {
     if (Check(cudaSetDevice(device_)) == NcclResult::kFailed) return NcclResult::kFailed;
     disconnected_ = true;
-    return Check(ncclCommFinalize(comm_));
+    return Check(nccl_.CommFinalize(comm_));
   }
 
   std::string ErrorText() const override { return text_; }
@@ -115,15 +169,17 @@ class NcclLibrary final : public NcclApi {
   NcclResult Check(ncclResult_t result) {
     if (result == ncclSuccess) return NcclResult::kOk;
     if (result == ncclInProgress) return NcclResult::kInProgress;
-    text_ = fmt::format("{} ({})", ncclGetErrorString(result), ncclGetLastError(nullptr));
+    text_ = fmt::format("{} ({})", nccl_.GetErrorString(result), nccl_.GetLastError(nullptr));
     return NcclResult::kFailed;
   }
   NcclResult Check(cudaError_t error) {
     if (error == cudaSuccess) return NcclResult::kOk;
+    cudaGetLastError();  // or the thread's next launch would return it
     text_ = fmt::format("CUDA: {}", cudaGetErrorString(error));
     return NcclResult::kFailed;
   }
 
+  const NcclFunctions nccl_;
   int device_ = 0;
   ncclComm_t comm_ = nullptr;
   cudaEvent_t mark_ = nullptr;
@@ -156,10 +212,11 @@ absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(const NcclO
   if (owner == nullptr) {
     return absl::FailedPreconditionError("NCCL connects GPUs, and this backend is none");
   }
+  ASSIGN_OR_RETURN(const NcclFunctions nccl, OpenNccl());
   int version = 0;
-  ncclGetVersion(&version);
+  nccl.GetVersion(&version);
   LOG_DEBUG("NCCL {} connects rank {} of {}", version, options.rank, options.size);
-  return ConnectNccl(options, store, backend, owner, std::make_unique<NcclLibrary>());
+  return ConnectNccl(options, store, backend, owner, std::make_unique<NcclLibrary>(nccl));
 }
 
 absl::StatusOr<bool> RanksHaveGpusOfTheirOwn(const NcclOptions& options,

@@ -103,6 +103,7 @@ bool ModelExecutor::MustFinishFirst(const plan::StepPlan& next) const {
 
 void ModelExecutor::Loop() {
   absl::Status status;
+  bool finished_well = true;
   std::unique_lock lock(mutex_);
   while (status.ok()) {
     const Move move = NextMove(lock);
@@ -120,12 +121,13 @@ void ModelExecutor::Loop() {
       Publish(*std::move(result));
     } else {
       status = result.status();
+      finished_well = false;
     }
     lock.lock();
     busy_ = !begun_.empty();
   }
   lock.unlock();
-  FinishAll();  // what the device still writes to
+  FinishAll(finished_well);  // what the device still writes to
   if (status.ok()) return;
   lock.lock();
   failure_ = status;
@@ -137,12 +139,18 @@ void ModelExecutor::Loop() {
   if (on_failure_) on_failure_();
 }
 
-// The steps before one that failed are good: whoever awaits them gets them.
-void ModelExecutor::FinishAll() {
+// The steps before one that could not begin are good: whoever awaits them gets them. Those behind
+// one that failed are waited for and forgotten.
+void ModelExecutor::FinishAll(bool publish) {
   while (!begun_.empty()) {
+    if (!publish) {
+      static_cast<void>(rank_.backend().Finish());
+      begun_.pop_front();
+      continue;
+    }
     absl::StatusOr<plan::StepResult> result = FinishOldest();
-    if (!result.ok()) return begun_.clear();
-    Publish(*std::move(result));
+    publish = result.ok();
+    if (publish) Publish(*std::move(result));
   }
 }
 

@@ -59,7 +59,7 @@ class ModelExecutor final : public StepExecutor {
   bool MustFinishFirst(const plan::StepPlan& next) const;
   absl::Status Begin(const plan::StepPlan& plan);
   absl::StatusOr<plan::StepResult> FinishOldest();
-  void FinishAll();
+  void FinishAll(bool publish);
   void Publish(plan::StepResult result);
   absl::Status CheckCommitted(const plan::StepPlan& plan) const;
   plan::StepResult ResultOf(const Begun& begun) const;

@@ -19,6 +19,8 @@
 
 #ifdef __CUDACC__
 #include <cuda_runtime_api.h>
+
+#include <atomic>
 #endif
 
 namespace qserve::kernels::cuda {
@@ -43,9 +45,17 @@ DeviceError Launch(StreamHandle stream, Grid grid, int64_t shared_bytes,
                    const typename Kernel::Params& params) {
   constexpr int64_t kDefaultShared = 48 << 10;
   if (shared_bytes > kDefaultShared) {
+    // Never less than before: a launch that is being recorded keeps what it asked for.
+    static std::atomic<int64_t> most = 0;
+    int64_t before = most.load();
+    while (before < shared_bytes && !most.compare_exchange_weak(before, shared_bytes)) {
+    }
     const cudaError_t error = cudaFuncSetAttribute(
-        Entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) return static_cast<DeviceError>(error);
+        Entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most.load()));
+    if (error != cudaSuccess) {
+      cudaGetLastError();  // or the next launch would return it
+      return static_cast<DeviceError>(error);
+    }
   }
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
                     static_cast<unsigned>(grid.z));

@@ -115,13 +115,12 @@ QSERVE_DEVICE uint32_t Lop3(uint32_t a, uint32_t b, uint32_t c) {
   return d;
 }
 QSERVE_DEVICE uint32_t BytePermute(uint32_t a, uint32_t b, uint32_t selector) {
+  QSERVE_CHECK((selector & 0x8888u) == 0);  // the intrinsic has no use for these bits
   const uint64_t bytes = uint64_t{b} << 32 | a;
   uint32_t d = 0;
   for (int i = 0; i < 4; ++i) {
-    const uint32_t pick = selector >> (4 * i);
-    uint32_t byte = static_cast<uint32_t>(bytes >> (8 * (pick & 7u))) & 0xffu;
-    if ((pick & 8u) != 0) byte = (byte & 0x80u) != 0 ? 0xffu : 0u;
-    d |= byte << (8 * i);
+    const uint32_t pick = selector >> (4 * i) & 7u;
+    d |= (static_cast<uint32_t>(bytes >> (8 * pick)) & 0xffu) << (8 * i);
   }
   return d;
 }

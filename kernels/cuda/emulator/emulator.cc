@@ -7,6 +7,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <numeric>
@@ -75,16 +76,16 @@ class Running {
       : shape_(shape), body_(body), random_(shape.order_seed) {
     QSERVE_CHECK(shape.threads > 0 && shape.threads <= kMaxThreads && shape.threads % kLanes == 0);
     QSERVE_CHECK(shape.grid.x > 0 && shape.grid.y > 0 && shape.grid.z > 0 &&
-                 shape.shared_bytes >= 0);
+                 shape.shared_bytes >= 0 && shape.shared_bytes <= kMostShared);
+    QSERVE_CHECK(shape.grid.y <= kMostRows && shape.grid.z <= kMostRows);
     threads_.resize(static_cast<size_t>(shape.threads));
     warps_.resize(threads_.size() / kLanes);
     // Exactly as long as asked for, so that an address sanitizer sees what is written beyond it.
-    shared_memory_ =
-        std::make_unique<uint8_t[]>(static_cast<size_t>(shape.shared_bytes) + kSharedAlignment);
-    const auto address = reinterpret_cast<uintptr_t>(shared_memory_.get());
-    const uintptr_t aligned =
-        (address + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
-    block.shared = shared_memory_.get() + (aligned - address);
+    void* memory = nullptr;
+    QSERVE_CHECK(
+        ::posix_memalign(&memory, kSharedAlignment, static_cast<size_t>(shape.shared_bytes)) == 0);
+    shared_memory_.reset(static_cast<uint8_t*>(memory));
+    block.shared = shared_memory_.get();
     block.grid = shape.grid;
     block.threads = shape.threads;
   }
@@ -99,6 +100,11 @@ class Running {
 
   ThreadState& current() { return *current_; }
   WarpState& warp() { return warps_[static_cast<size_t>(current_->thread.index / kLanes)]; }
+
+  bool IsShared(const void* address, int bytes) const {
+    const auto* at = static_cast<const uint8_t*>(address);
+    return at >= block.shared && at + bytes <= block.shared + shape_.shared_bytes;
+  }
 
   // Leaves the fiber until the scheduler takes it up again.
   void Suspend(Wait wait) {
@@ -126,7 +132,13 @@ class Running {
   Counters counters;
 
  private:
-  static constexpr uintptr_t kSharedAlignment = 128;
+  // What every GPU takes; shared memory of one block is that of the largest.
+  static constexpr int kMostRows = 65535;  // of a grid in y and z
+  static constexpr int64_t kMostShared = int64_t{227} << 10;
+  static constexpr size_t kSharedAlignment = 128;
+  struct Free {
+    void operator()(uint8_t* memory) const { std::free(memory); }
+  };
 
   void RunBlock() {
     std::memset(block.shared, kPoison, static_cast<size_t>(shape_.shared_bytes));
@@ -169,7 +181,7 @@ class Running {
   uint64_t random_;
   std::vector<ThreadState> threads_;
   std::vector<WarpState> warps_;
-  std::unique_ptr<uint8_t[]> shared_memory_;
+  std::unique_ptr<uint8_t, Free> shared_memory_;
   ThreadState* current_ = nullptr;
   int barrier_arrived_ = 0;
   bool barrier_predicate_ = false;
@@ -284,6 +296,7 @@ void CopyAsync(void* shared, const void* from, int bytes, bool valid) {
   auto* to = static_cast<uint8_t*>(shared);
   const auto alignment = static_cast<uintptr_t>(bytes);
   QSERVE_CHECK(reinterpret_cast<uintptr_t>(to) % alignment == 0);
+  QSERVE_CHECK_MSG(running->IsShared(to, bytes), "emulator: a copy to what is not shared memory");
   QSERVE_CHECK_MSG(from != nullptr, "emulator: even a copy of nothing names a device address");
   QSERVE_CHECK(reinterpret_cast<uintptr_t>(from) % alignment == 0);
   std::memset(to, kPoison, static_cast<size_t>(bytes));
@@ -313,6 +326,7 @@ void CopyAsyncWait(int pending_groups) {
 
 void LoadMatrixX4(uint32_t (&r)[4], const void* shared_row, bool transposed) {
   QSERVE_CHECK(reinterpret_cast<uintptr_t>(shared_row) % 16 == 0);
+  QSERVE_CHECK_MSG(running->IsShared(shared_row, 16), "emulator: a row outside shared memory");
   MatrixArgument argument = {static_cast<const uint8_t*>(shared_row), &r};
   TogetherAs(transposed ? "LoadMatrixX4Transposed" : "LoadMatrixX4", argument,
              [transposed](auto& lanes) {

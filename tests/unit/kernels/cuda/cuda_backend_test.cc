@@ -184,6 +184,21 @@ TEST_F(StepRunnerTest, AStepThatDiffersFromItsRecordingFails) {
   EXPECT_FALSE(runner_.Record(3, Step({0, 0})).ok());
 }
 
+TEST_F(StepRunnerTest, StepsUnderWayAreLostWithTheDeviceAndNotWithARefusal) {
+  ASSERT_TRUE(runner_.Begin(0, Step({1})).ok());
+  const Status refused = runner_.Begin(0, [&] { runner_.Fail(InvalidArgument("refused")); });
+  EXPECT_EQ(refused.message(), "refused");
+  EXPECT_TRUE(runner_.Finish().ok()) << "what was begun before is good";
+  // A watchdog notices another rank's loss while a later step is issued: the collectives of the
+  // earlier one were aborted, so that its results are garbage.
+  ASSERT_TRUE(runner_.Begin(0, Step({1})).ok());
+  read_.clear();
+  EXPECT_FALSE(
+      runner_.Begin(0, [&] { runner_.Fail({StatusCode::kDevice, "a rank is lost"}); }).ok());
+  EXPECT_EQ(runner_.Finish().message(), "a rank is lost");
+  EXPECT_TRUE(read_.empty());
+}
+
 TEST_F(StepRunnerTest, TheFirstFailureStaysAndWhatFollowsDoesNothing) {
   const Status status = runner_.Run(0, [&] {
     Add({1}, {0});
