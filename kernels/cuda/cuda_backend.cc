@@ -143,8 +143,7 @@ StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::Pack(const LinearWeight& we
   CopyToDevice(linear->memory.data(), packed.data(), linear->bytes);
   const LinearWorkspace most =
       LargestLinearWorkspace(linear_machine_, linear->layout, kMostLinearTokens);
-  linear_workspace_.sums_bytes = std::max(linear_workspace_.sums_bytes, most.sums_bytes);
-  linear_workspace_.scratch_bytes = std::max(linear_workspace_.scratch_bytes, most.scratch_bytes);
+  linear_sums_bytes_ = std::max(linear_sums_bytes_, most.sums_bytes);
   return std::unique_ptr<PackedLinear>(std::move(linear));
 }
 

@@ -113,7 +113,7 @@ class CudaBackend final : public Backend, public CudaStreamOwner {
   Workspace workspace_;
   StepAttention attention_;
   const LinearMachine linear_machine_;
-  LinearWorkspace linear_workspace_;  // that any batch of any packed weight may want
+  int64_t linear_sums_bytes_ = 0;  // the most that any batch of any packed weight wants
   SamplingScratch sampling_scratch_;
 };
 

@@ -68,14 +68,14 @@ void CudaBackend::Linear(const LinearArgs& args) {
     const auto& weight = static_cast<const CudaLinear&>(*args.weight);
     const LinearChoice choice =
         ChooseLinear(linear_machine_, ProblemOf(weight.layout, args.out.rows));
-    // As much as any batch will want: small ones are split further than the largest, which runs
-    // first.
-    const auto get = [&](const char* name, int64_t wanted, int64_t most) {
-      return wanted > 0 ? workspace_.Get(name, std::max(wanted, most)) : nullptr;
-    };
-    void* const sums = get("linear sums", choice.sums_bytes, linear_workspace_.sums_bytes);
+    // Sums as large as any batch will want: small ones are split further than the largest, which
+    // runs first. Scratch grows with the rows.
+    void* const sums =
+        choice.sums_bytes > 0
+            ? workspace_.Get("linear sums", std::max(choice.sums_bytes, linear_sums_bytes_))
+            : nullptr;
     void* const scratch =
-        get("linear scratch", choice.scratch_bytes, linear_workspace_.scratch_bytes);
+        choice.scratch_bytes > 0 ? workspace_.Get("linear scratch", choice.scratch_bytes) : nullptr;
     StreamHandle const to = runner_.Issue();
     if (to == nullptr) return;
     runner_.Check(LaunchLinear(to, {.layout = weight.layout,

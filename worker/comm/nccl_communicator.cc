@@ -99,7 +99,13 @@ class NcclCommunicator final : public Communicator {
   int64_t workspace_floats() const { return workspace_.bytes() / kFloatBytes; }
 
   bool Usable();
-  bool MayEnqueue() { return owner_->Issuing() && owner_->stream() != nullptr; }
+  // Asking for the stream launches what was held back, which may fail: a call enqueued all the same
+  // would meet another one of its peers.
+  bool MayEnqueue() {
+    if (!owner_->Issuing()) return false;
+    owner_->stream();
+    return owner_->Issuing();
+  }
   bool Issue(const char* what, const std::function<NcclResult()>& calls);
   NcclResult Group(const std::function<NcclResult()>& calls);
   absl::Status WaitConnected();

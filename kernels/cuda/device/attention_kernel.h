@@ -448,6 +448,7 @@ class AttentionWarp {
         StoreColumn(tile, i, int64_t{part} * p_.heads + item_.kv_head * p_.group + j % p_.group);
       }
     }
+    SyncWarp();  // the next item's positions are written where these were read
   }
 
   QSERVE_DEVICE void StoreColumn(int tile, int i, int64_t at) {

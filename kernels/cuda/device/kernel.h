@@ -47,14 +47,15 @@ DeviceError Launch(StreamHandle stream, Grid grid, int64_t shared_bytes,
   if (shared_bytes > kDefaultShared) {
     // Never less than before: a launch that is being recorded keeps what it asked for.
     static std::atomic<int64_t> most = 0;
-    int64_t before = most.load();
-    while (before < shared_bytes && !most.compare_exchange_weak(before, shared_bytes)) {
-    }
+    int64_t accepted = most.load();
+    const int64_t wanted = accepted < shared_bytes ? shared_bytes : accepted;
     const cudaError_t error = cudaFuncSetAttribute(
-        Entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most.load()));
+        Entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(wanted));
     if (error != cudaSuccess) {
       cudaGetLastError();  // or the next launch would return it
       return static_cast<DeviceError>(error);
+    }
+    while (accepted < wanted && !most.compare_exchange_weak(accepted, wanted)) {
     }
   }
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
