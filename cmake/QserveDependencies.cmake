@@ -33,12 +33,11 @@ endif()
 # The CUDA compiler and its runtime library, if asked for.
 include(QserveCuda)
 
-# NCCL: the system's, or the package beside the one that nvcc came in.
+# NCCL's header: the system's, or that of the package beside the one that nvcc came in. The library is opened at run time.
 if(QSERVE_CUDA)
   list(GET CUDAToolkit_INCLUDE_DIRS 0 cuda_include)
   find_path(QSERVE_NCCL_INCLUDE nccl.h HINTS ${cuda_include}/../../nccl/include REQUIRED)
-  find_library(QSERVE_NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${QSERVE_NCCL_INCLUDE}/../lib REQUIRED)
   add_library(qserve_external_nccl INTERFACE)
   target_include_directories(qserve_external_nccl SYSTEM INTERFACE ${QSERVE_NCCL_INCLUDE})
-  target_link_libraries(qserve_external_nccl INTERFACE ${QSERVE_NCCL_LIBRARY} CUDA::cudart_static)
+  target_link_libraries(qserve_external_nccl INTERFACE CUDA::cudart_static ${CMAKE_DL_LIBS})
 endif()

@@ -18,7 +18,8 @@ mkdir -p "$folder/bin" "$folder/lib" "$folder/deploy"
 for program in build/cuda/tests/gpu_test build/cuda/tests/gpu_model_test build/cuda/bin/gpu_bench; do
   strip -o "$folder/bin/$(basename "$program")" "$program"
 done
-# All but the C library and the loader, which belong to the machine, and NCCL, which is large and compressed on its own below.
+# All but the C library and the loader, which belong to the machine. NCCL is opened at run time and too large to carry: run.sh looks for
+# one there, and its test says when there is none.
 for program in "$folder"/bin/*; do
   ldd "$program" | awk '$3 ~ /^\// { print $3 }' | grep -vE '/(libc|libm|libdl|librt|libpthread|ld-linux[^/]*)\.so'
 done | sort -u | while IFS= read -r library; do
@@ -27,12 +28,6 @@ done
 cp tests/gpu/run.sh tests/gpu/bench.sh tests/gpu/peers.py "$folder/"
 cp -r deploy/demo-model "$folder/deploy/"
 rm -rf "$folder/deploy/demo-model/recipe"
-# NCCL carries kernels for many GPUs; a machine that has a NCCL of its own may do without this one.
-nccl=$(find "$folder/lib" -name 'libnccl.so*')
-if [[ -n "$nccl" && $(du -sm "$folder" | cut -f1) -gt $LIMIT_MIB ]]; then
-  printf '[pack] NCCL is left out to stay below %s MiB: put libnccl.so.2 into %s/lib there\n' "$LIMIT_MIB" "$folder"
-  rm -f "$nccl"
-fi
 size=$(du -sm "$folder" | cut -f1)
 printf '[pack] %s: %s MiB\n' "$folder" "$size"
 [[ $size -le $LIMIT_MIB ]] || { printf '[pack] error: larger than %s MiB\n' "$LIMIT_MIB" >&2; exit 1; }

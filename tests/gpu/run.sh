@@ -38,6 +38,12 @@ find_programs() {
   bin=build/gpu/tests
 }
 
+# NCCL may have come with a package of Python instead of the system.
+for nccl in "$HOME"/.cache/qserve/cuda/lib/python3*/site-packages/nvidia/nccl/lib \
+            "$(python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0] + "/lib")' 2>/dev/null || true)"; do
+  if [[ -e "$nccl/libnccl.so.2" ]]; then export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$nccl"; fi
+done
+
 failed=()
 run() { "$@" || failed+=("$*"); }
 

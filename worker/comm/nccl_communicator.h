@@ -45,8 +45,8 @@ struct NcclOptions {
 
 // Connects to every other rank; all must call, on the thread that uses the backend. `store` is
 // needed during the call only; `backend` must be a CUDA backend (FailedPrecondition otherwise) and
-// outlive the communicator. Unavailable or DeadlineExceeded when the others did not come;
-// Unimplemented in a build without NCCL.
+// outlive the communicator. Unavailable or DeadlineExceeded when the others did not come or the
+// machine has no libnccl.so.2; Unimplemented in a build without CUDA.
 absl::StatusOr<std::unique_ptr<Communicator>> CreateNcclCommunicator(const NcclOptions& options,
                                                                      group::KeyValueStore* store,
                                                                      kernels::Backend* backend);
