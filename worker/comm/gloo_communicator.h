@@ -30,7 +30,8 @@ struct GlooOptions {
   int64_t one_shot_bytes = 64 << 10;
 };
 
-// Connects to every other rank; all must call. `store` is needed during the call only. `backend`'s
+// Connects to every other rank; all must call, in processes that ignore SIGPIPE (Gloo writes to
+// sockets that peers may have closed). `store` is needed during the call only. `backend`'s
 // memory must be host memory; failures are latched there, and after the first one every collective
 // fails.
 absl::StatusOr<std::unique_ptr<Communicator>> CreateGlooCommunicator(const GlooOptions& options,

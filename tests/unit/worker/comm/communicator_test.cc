@@ -6,6 +6,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <csignal>
 #include <functional>
 #include <thread>
 
@@ -38,6 +39,7 @@ class Group {
  public:
   Group(Transport transport, int size, Duration timeout = std::chrono::minutes(2))
       : hub_(size), ranks_(static_cast<size_t>(size)) {
+    std::signal(SIGPIPE, SIG_IGN);  // as a rank's process does
     RunAll([&](int r) {
       kernels::Backend* backend = &rank(r).backend;
       if (transport == Transport::kThread) {
