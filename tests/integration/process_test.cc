@@ -175,10 +175,15 @@ TEST(ProcessRefusal, FlagsThatCannotBeAreNamed) {
   worker({"--log-level", "loud"}, "loud");
   worker({"--cpu-isa", "z80"}, "z80");
   worker({"--tensor-parallel-size", "3"}, "3");
-  ExpectRefusal({QSERVE_ROUTER}, "--workers");
-  ExpectRefusal({QSERVE_ROUTER, "--workers", "localhost"}, "localhost");
-  ExpectRefusal({QSERVE_ROUTER, "--workers", "h:1", "--policy", "best"}, "best");
-  ExpectRefusal({QSERVE_ROUTER, "--workers", "h:1", "--listen", "256.0.0.1:1"}, "256.0.0.1");
+  ExpectRefusal({QSERVE_ROUTER, "--metrics-listen", "127.0.0.1:0"}, "--workers");
+  ExpectRefusal({QSERVE_ROUTER, "--metrics-listen", "127.0.0.1:0", "--workers", "localhost"},
+                "localhost");
+  ExpectRefusal(
+      {QSERVE_ROUTER, "--metrics-listen", "127.0.0.1:0", "--workers", "h:1", "--policy", "best"},
+      "best");
+  ExpectRefusal({QSERVE_ROUTER, "--metrics-listen", "127.0.0.1:0", "--workers", "h:1", "--listen",
+                 "256.0.0.1:1"},
+                "256.0.0.1");
 }
 
 TEST(ProcessRefusal, BrokenCheckpointsAreNamed) {
