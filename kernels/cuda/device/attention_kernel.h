@@ -439,12 +439,12 @@ class AttentionWarp {
         if (position < 0) continue;
         const int seen = p_.window > 0 && position >= p_.window ? position - p_.window + 1 : 0;
         const int first_chunk = seen / kAttentionChunkTokens;
-        // A block of rows has chunks that only some of them see.
+        // Some of a block's rows may not see a chunk.
         const bool unseen = chunk < first_chunk || chunk > position / kAttentionChunkTokens;
         if (item_.whole == 0 && unseen) continue;
         const int j = item_.head + tile * 8 + 2 * c_ + i;
-        const int part =
-            p_.first_parts[item_.row + j / p_.group] + (item_.whole != 0 ? 0 : chunk - first_chunk);
+        const int ahead = item_.whole != 0 ? 0 : chunk - first_chunk;
+        const int part = p_.first_parts[item_.row + j / p_.group] + ahead;
         StoreColumn(tile, i, int64_t{part} * p_.heads + item_.kv_head * p_.group + j % p_.group);
       }
     }
@@ -472,10 +472,9 @@ class AttentionWarp {
   float* const columns_;
 
   AttentionItem item_;
-  int last_position_ = 0;  // of the item's last column
-  int chunk_end_ = 0;      // in pages
-  int chunk_first_page_ = 0;
-  int first_page_ = 0, last_page_ = 0;  // of the item, within the chunk
+  int last_position_ = 0;                     // of the item's last column
+  int chunk_end_ = 0, chunk_first_page_ = 0;  // in pages
+  int first_page_ = 0, last_page_ = 0;        // of the item, within the chunk
 
   uint32_t queries_[Shape::kSharedQueries ? 1 : kSteps][kTiles][2];
   float scores_[kChunkPages][kTiles][4];
