@@ -38,7 +38,7 @@ Router::Router(const RouterOptions& options, std::unique_ptr<RoutingPolicy> poli
     : clock_(clock),
       metrics_(metrics),
       policy_(std::move(policy)),
-      registry_(options.workers, *policy_, clock),
+      registry_(options.workers, *policy_),
       probe_(metrics, registry_),
       service_(registry_, probe_, clock) {}
 

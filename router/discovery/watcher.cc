@@ -9,12 +9,13 @@ namespace {
 
 constexpr auto kFirstBackoff = std::chrono::milliseconds(100);
 constexpr auto kLongestBackoff = std::chrono::seconds(2);
-constexpr auto kModelsTimeout = std::chrono::seconds(5);
+constexpr auto kModelsTimeout = std::chrono::seconds(3);  // within kReportTimeout
 constexpr auto kSilenceCheck = std::chrono::milliseconds(500);
 
 }  // namespace
 
-Watcher::Watcher(Replica& replica, const Clock& clock) : replica_(replica), clock_(clock) {
+Watcher::Watcher(Replica& replica, const Clock& clock)
+    : replica_(replica), clock_(clock), unheard_(kSilenceCheck) {
   reader_ = std::thread([this] { ReadLoop(); });
   silence_ = std::thread([this] { SilenceLoop(); });
 }
@@ -53,12 +54,13 @@ void Watcher::WatchOnce() {
     const std::lock_guard lock(mutex_);
     if (stopping_) return;
     context_ = &context;
-    last_report_ = clock_.Now();
+    unheard_.Break(clock_.Now());
   }
   auto reader = replica_.worker().WatchStatus(&context, v1::WatchStatusRequest());
   v1::WatchStatusResponse report;
   std::string epoch;
   while (reader->Read(&report)) {
+    BreakSilence();  // before the models are asked for, which has a time of its own
     // A new process may serve other models than its predecessor at this address.
     if (report.epoch() != epoch) {
       if (!FetchModels()) {
@@ -69,10 +71,7 @@ void Watcher::WatchOnce() {
                report.tensor_parallel_size());
       epoch = report.epoch();
     }
-    const TimePoint now = clock_.Now();
-    replica_.OnReport(report, now);
-    const std::lock_guard lock(mutex_);
-    last_report_ = now;
+    replica_.OnReport(report);
   }
   const grpc::Status status = reader->Finish();
   {
@@ -82,6 +81,11 @@ void Watcher::WatchOnce() {
   replica_.OnLost();
   if (!epoch.empty() && !Stopping())
     LOG_WARN("replica {} is lost: {}", replica_.address(), status.error_message());
+}
+
+void Watcher::BreakSilence() {
+  const std::lock_guard lock(mutex_);
+  unheard_.Break(clock_.Now());
 }
 
 bool Watcher::FetchModels() {
@@ -98,7 +102,8 @@ void Watcher::SilenceLoop() {
   std::unique_lock lock(mutex_);
   // A stopped process keeps its connections: only its silence tells.
   while (!wake_.wait_for(lock, kSilenceCheck, [this] { return stopping_; })) {
-    if (context_ != nullptr && clock_.Now() - last_report_ > kReportTimeout) context_->TryCancel();
+    const Duration silence = unheard_.Check(clock_.Now());
+    if (context_ != nullptr && silence > kReportTimeout) context_->TryCancel();
   }
 }
 

@@ -11,6 +11,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include "common/clock.h"
+#include "router/discovery/silence.h"
 #include "router/registry/replica.h"
 
 namespace qserve::router {
@@ -27,6 +28,7 @@ class Watcher {
   void ReadLoop();
   void SilenceLoop();
   void WatchOnce();
+  void BreakSilence();
   bool FetchModels();
   bool Stopping() const;
 
@@ -36,7 +38,7 @@ class Watcher {
   std::condition_variable wake_;
   bool stopping_ = false;                   // guarded by mutex_
   grpc::ClientContext* context_ = nullptr;  // of the open stream; guarded by mutex_
-  TimePoint last_report_{};                 // guarded by mutex_
+  Silence unheard_;                         // guarded by mutex_
   std::thread reader_;
   std::thread silence_;
 };

@@ -5,9 +5,8 @@
 
 namespace qserve::router {
 
-Registry::Registry(const std::vector<std::string>& addresses, RoutingPolicy& policy,
-                   const Clock& clock)
-    : policy_(policy), clock_(clock) {
+Registry::Registry(const std::vector<std::string>& addresses, RoutingPolicy& policy)
+    : policy_(policy) {
   for (const std::string& address : addresses) {
     replicas_.push_back(std::make_unique<Replica>(static_cast<int64_t>(replicas_.size()), address));
   }
@@ -15,11 +14,10 @@ Registry::Registry(const std::vector<std::string>& addresses, RoutingPolicy& pol
 
 Replica* Registry::Pick(const std::string& model, const RoutingRequest& request,
                         std::span<Replica* const> excluded, const std::string& numerics_id) {
-  const TimePoint now = clock_.Now();
   std::vector<ReplicaLoad> loads;
   for (const auto& replica : replicas_) {
     if (std::find(excluded.begin(), excluded.end(), replica.get()) != excluded.end()) continue;
-    const Replica::View view = replica->Look(now);
+    const Replica::View view = replica->Look();
     if (!view.ready || !replica->Serves(model)) continue;
     if (!numerics_id.empty() && view.report.numerics_id() != numerics_id) continue;
     loads.push_back({.index = replica->index(),
@@ -39,9 +37,8 @@ bool Registry::Knows(const std::string& model) const {
 }
 
 bool Registry::Incomplete() const {
-  const TimePoint now = clock_.Now();
   return std::any_of(replicas_.begin(), replicas_.end(),
-                     [now](const auto& replica) { return !replica->Look(now).known; });
+                     [](const auto& replica) { return !replica->Look().known; });
 }
 
 std::vector<v1::Model> Registry::Models() const {
@@ -62,9 +59,8 @@ std::vector<v1::Model> Registry::Models() const {
 }
 
 int64_t Registry::ready_count() const {
-  const TimePoint now = clock_.Now();
   return std::count_if(replicas_.begin(), replicas_.end(),
-                       [now](const auto& replica) { return replica->Look(now).ready; });
+                       [](const auto& replica) { return replica->Look().ready; });
 }
 
 }  // namespace qserve::router

@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "common/clock.h"
 #include "router/policy/routing_policy.h"
 #include "router/registry/replica.h"
 
@@ -16,7 +15,7 @@ namespace qserve::router {
 class Registry {
  public:
   // One replica an address; at least one. References must outlive the registry.
-  Registry(const std::vector<std::string>& addresses, RoutingPolicy& policy, const Clock& clock);
+  Registry(const std::vector<std::string>& addresses, RoutingPolicy& policy);
 
   const std::vector<std::unique_ptr<Replica>>& replicas() const { return replicas_; }
 
@@ -37,7 +36,6 @@ class Registry {
 
  private:
   RoutingPolicy& policy_;
-  const Clock& clock_;
   std::vector<std::unique_ptr<Replica>> replicas_;
 };
 

@@ -31,10 +31,10 @@ Replica::Replica(int64_t index, std::string address)
       inference_(v1::InferenceService::NewStub(channel_)),
       worker_(v1::WorkerService::NewStub(channel_)) {}
 
-void Replica::OnReport(const v1::WatchStatusResponse& report, TimePoint now) {
+void Replica::OnReport(const v1::WatchStatusResponse& report) {
   const std::lock_guard lock(mutex_);
   known_ = true;
-  reported_ = now;
+  present_ = true;
   report_ = report;
 }
 
@@ -45,19 +45,18 @@ void Replica::OnModels(std::vector<v1::Model> models) {
 
 void Replica::OnLost() {
   const std::lock_guard lock(mutex_);
-  reported_ = TimePoint{};
+  present_ = false;
   for (OpenCall* call : open_) call->OnReplicaLost();
 }
 
-Replica::View Replica::Look(TimePoint now) const {
+Replica::View Replica::Look() const {
   const std::lock_guard lock(mutex_);
   View view;
   view.known = known_;
   view.report = report_;
   view.in_flight = static_cast<int64_t>(open_.size());
   view.picked = picked_;
-  view.ready = reported_ != TimePoint{} && now - reported_ < kReportTimeout &&
-               report_.making_progress() && !report_.draining();
+  view.ready = present_ && report_.making_progress() && !report_.draining();
   return view;
 }
 

@@ -39,19 +39,19 @@ class Replica {
   v1::WorkerService::Stub& worker() { return *worker_; }
 
   // Discovery's side.
-  void OnReport(const v1::WatchStatusResponse& report, TimePoint now);
+  void OnReport(const v1::WatchStatusResponse& report);
   void OnModels(std::vector<v1::Model> models);
-  void OnLost();  // ends the open calls
+  void OnLost();  // ends the open calls; not ready until the next report
 
   // A consistent copy of what is known.
   struct View {
-    bool ready = false;  // reported recently, makes progress, does not drain
+    bool ready = false;  // is there, makes progress, does not drain
     bool known = false;  // has ever reported
     v1::WatchStatusResponse report;
     int64_t in_flight = 0;
     int64_t picked = 0;
   };
-  View Look(TimePoint now) const;
+  View Look() const;
   std::vector<v1::Model> Models() const;
   bool Serves(const std::string& model) const;  // by its last report, ready or not
 
@@ -68,7 +68,7 @@ class Replica {
 
   mutable std::mutex mutex_;  // guards everything below
   bool known_ = false;
-  TimePoint reported_{};
+  bool present_ = false;  // has reported since it was last lost
   v1::WatchStatusResponse report_;
   std::vector<v1::Model> models_;
   int64_t picked_ = 0;

@@ -31,9 +31,10 @@ class RawConnection {
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<uint16_t>(port));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    const timeval patience = {.tv_sec = 2, .tv_usec = 0};
-    setsockopt(fd_, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-    setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    const timeval to_talk = {.tv_sec = 2, .tv_usec = 0};
+    const timeval to_listen = {.tv_sec = kPatience.count(), .tv_usec = 0};
+    setsockopt(fd_, SOL_SOCKET, SO_SNDTIMEO, &to_talk, sizeof(to_talk));
+    setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &to_listen, sizeof(to_listen));
     EXPECT_EQ(connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
   }
   ~RawConnection() { close(fd_); }
@@ -48,7 +49,7 @@ class RawConnection {
       bytes.remove_prefix(static_cast<size_t>(sent));
     }
   }
-  // True once the other side has closed, whatever it said before; false if it stays for seconds.
+  // True once the other side has closed, whatever it said before; false if it stays for a minute.
   bool IsClosed() {
     char buffer[4096];
     ssize_t got = 0;

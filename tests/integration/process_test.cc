@@ -188,6 +188,7 @@ TEST(ProcessRefusal, FlagsThatCannotBeAreNamed) {
 
 TEST(ProcessRefusal, BrokenCheckpointsAreNamed) {
   const std::string broken = Workspace::directory() + "/broken";
+  std::filesystem::remove_all(broken);  // of a repetition
   std::filesystem::copy(Workspace::Model(), broken, std::filesystem::copy_options::recursive);
   for (const auto& entry : std::filesystem::directory_iterator(broken)) {
     if (entry.path().extension() != ".safetensors") continue;
