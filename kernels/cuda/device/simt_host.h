@@ -3,6 +3,7 @@
 // memory they will write is poisoned until then.
 #pragma once
 
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -10,6 +11,7 @@
 
 #include "common/check.h"
 #include "kernels/cuda/emulator/emulator.h"
+#include "kernels/cuda/emulator/race_check.h"
 #include "kernels/quant/half.h"
 
 #define QSERVE_DEVICE inline
@@ -34,7 +36,7 @@ QSERVE_DEVICE uint8_t* SharedMemory() { return emulator::ThisBlock().shared; }
 QSERVE_DEVICE void SyncThreads() { emulator::BlockBarrier(false); }
 QSERVE_DEVICE bool SyncThreadsOr(bool predicate) { return emulator::BlockBarrier(predicate); }
 QSERVE_DEVICE void SyncWarp() { emulator::SyncWarp(); }
-QSERVE_DEVICE void ThreadFence() {}
+QSERVE_DEVICE void ThreadFence() { emulator::ThreadFence(); }
 
 template <class T>
 QSERVE_DEVICE T ShuffleXor(T value, int mask) {
@@ -51,29 +53,32 @@ QSERVE_DEVICE T ShuffleUp(T value, int delta) {
 }
 QSERVE_DEVICE uint32_t Ballot(bool predicate) { return emulator::Ballot(predicate); }
 
-// Threads of the emulator take turns: no operation is interrupted.
+// Threads of the emulator take turns, but a race detector wants to know what may run side by side.
 template <class T>
 QSERVE_DEVICE T AtomicAdd(T* to, T value) {
-  const T before = *to;
-  *to = static_cast<T>(static_cast<uint32_t>(before) + static_cast<uint32_t>(value));
-  return before;
+  emulator::NoteAtomic(to);
+  return std::atomic_ref(*to).fetch_add(value, std::memory_order_relaxed);
 }
 template <class T>
 QSERVE_DEVICE T AtomicMax(T* to, T value) {
-  const T before = *to;
-  if (value > before) *to = value;
+  emulator::NoteAtomic(to);
+  std::atomic_ref at(*to);
+  T before = at.load(std::memory_order_relaxed);
+  while (value > before && !at.compare_exchange_weak(before, value, std::memory_order_relaxed)) {
+  }
   return before;
 }
 
 QSERVE_DEVICE Vec16 Load16(const void* from) {
   QSERVE_CHECK(reinterpret_cast<uintptr_t>(from) % 16 == 0);
+  emulator::Reads(from, sizeof(Vec16));
   Vec16 v;
   std::memcpy(&v, from, sizeof v);
   return v;
 }
-QSERVE_DEVICE Vec16 LoadStream16(const void* from) { return Load16(from); }
 QSERVE_DEVICE void Store16(void* to, Vec16 v) {
   QSERVE_CHECK(reinterpret_cast<uintptr_t>(to) % 16 == 0);
+  emulator::Writes(to, sizeof v);
   std::memcpy(to, &v, sizeof v);
 }
 

@@ -17,6 +17,7 @@
 
 #include "common/check.h"
 #include "kernels/cuda/emulator/fiber.h"
+#include "kernels/cuda/emulator/race_check.h"
 #include "kernels/quant/half.h"
 
 namespace qserve::kernels::cuda::emulator {
@@ -25,6 +26,25 @@ namespace {
 constexpr int kLanes = 32;
 constexpr int kMaxThreads = 1024;
 constexpr uint8_t kPoison = 0xff;  // NaN in fp32, fp16 and bf16
+
+// A queue in memory of its own that is never moved.
+template <class T>
+class Ring {
+ public:
+  bool empty() const { return begin_ == end_; }
+  int size() const { return static_cast<int>(end_ - begin_); }
+  void Push(const T& item) {
+    QSERVE_CHECK_MSG(end_ - begin_ < kMost, "emulator: too many copies of one thread under way");
+    items_[end_++ % kMost] = item;
+  }
+  T Pop() { return items_[begin_++ % kMost]; }
+  void Clear() { begin_ = end_ = 0; }
+
+ private:
+  static constexpr size_t kMost = 128;
+  std::array<T, kMost> items_ = {};
+  size_t begin_ = 0, end_ = 0;
+};
 
 struct PendingCopy {
   uint8_t* to = nullptr;
@@ -35,13 +55,30 @@ struct PendingCopy {
 
 enum class Wait { kNothing, kWarp, kBlock };
 
+// Where threads that wait for each other meet: what any did before it arrived comes before what any
+// does after it left. Two points take turns, as some may arrive anew before others have left.
+class Meeting {
+ public:
+  void Arrive() { HappensBefore(&points_[turn_ & 1u]); }
+  void Leave(uint32_t turn) { HappensAfter(&points_[turn & 1u]); }
+  uint32_t turn() const { return turn_; }
+  void Complete() { ++turn_; }
+
+ private:
+  std::array<char, 2> points_ = {};
+  uint32_t turn_ = 0;
+};
+
 struct ThreadState {
   Thread thread;
   std::unique_ptr<Fiber> fiber;
   Wait wait = Wait::kNothing;
   bool done = false;
-  std::vector<PendingCopy> open_copies;
-  std::vector<std::vector<PendingCopy>> groups;  // committed, oldest first
+  Ring<PendingCopy> copies;
+  Ring<int> groups;     // copies of each committed group
+  int open_copies = 0;  // not committed yet
+  bool fenced = false;  // since the last atomic operation
+  void* last_atomic = nullptr;
 };
 
 // What the lanes of a warp bring to an operation they do together.
@@ -49,6 +86,7 @@ struct WarpState {
   const char* operation = nullptr;
   int arrived = 0;
   std::array<void*, kLanes> arguments = {};
+  Meeting meeting;  // of SyncWarp; no other operation orders memory
 };
 
 // SplitMix64: the shuffles of an order seed.
@@ -80,12 +118,6 @@ class Running {
     QSERVE_CHECK(shape.grid.y <= kMostRows && shape.grid.z <= kMostRows);
     threads_.resize(static_cast<size_t>(shape.threads));
     warps_.resize(threads_.size() / kLanes);
-    // Exactly as long as asked for, so that an address sanitizer sees what is written beyond it.
-    void* memory = nullptr;
-    QSERVE_CHECK(
-        ::posix_memalign(&memory, kSharedAlignment, static_cast<size_t>(shape.shared_bytes)) == 0);
-    shared_memory_.reset(static_cast<uint8_t*>(memory));
-    block.shared = shared_memory_.get();
     block.grid = shape.grid;
     block.threads = shape.threads;
   }
@@ -96,6 +128,7 @@ class Running {
       block.index = {flat % grid.x, flat / grid.x % grid.y, flat / grid.x / grid.y};
       RunBlock();
     }
+    HappensAfter(&end_);
   }
 
   ThreadState& current() { return *current_; }
@@ -117,6 +150,8 @@ class Running {
   }
 
   bool Barrier(bool predicate) {
+    const uint32_t turn = barrier_.turn();
+    barrier_.Arrive();
     barrier_predicate_ = barrier_predicate_ || predicate;
     if (++barrier_arrived_ < shape_.threads) {
       Suspend(Wait::kBlock);
@@ -124,8 +159,21 @@ class Running {
       for (ThreadState& thread : threads_) thread.wait = Wait::kNothing;
       barrier_result_ = std::exchange(barrier_predicate_, false);
       barrier_arrived_ = 0;
+      barrier_.Complete();
     }
+    barrier_.Leave(turn);
     return barrier_result_;  // nobody passes the next barrier before everybody has left this one
+  }
+
+  // What is before a fence comes before the atomic operation that follows it, and with that before
+  // what is behind the fence of a thread whose atomic operation on the same word came later.
+  void NoteAtomic(void* word) {
+    if (std::exchange(current_->fenced, false)) HappensBefore(word);
+    current_->last_atomic = word;
+  }
+  void Fence() {
+    if (current_->last_atomic != nullptr) HappensAfter(current_->last_atomic);
+    current_->fenced = true;
   }
 
   Block block;
@@ -136,22 +184,38 @@ class Running {
   static constexpr int kMostRows = 65535;  // of a grid in y and z
   static constexpr int64_t kMostShared = int64_t{227} << 10;
   static constexpr size_t kSharedAlignment = 128;
-  struct Free {
-    void operator()(uint8_t* memory) const { std::free(memory); }
-  };
+
+  // Exactly as long as asked for, so that an address sanitizer sees what is written beyond it; for
+  // each block anew, so that blocks that share nothing are not seen to.
+  void MakeSharedMemory() {
+    const auto bytes = static_cast<size_t>(shape_.shared_bytes);
+    void* memory = nullptr;
+    QSERVE_CHECK(::posix_memalign(&memory, kSharedAlignment, bytes) == 0);
+    std::memset(memory, kPoison, bytes);
+    shared_memory_.reset(static_cast<uint8_t*>(memory));
+    block.shared = shared_memory_.get();
+  }
+
+  void RunThread(ThreadState& state) {
+    HappensAfter(&begin_);
+    body_();
+    HappensBefore(&end_);
+    state.done = true;
+  }
 
   void RunBlock() {
-    std::memset(block.shared, kPoison, static_cast<size_t>(shape_.shared_bytes));
+    MakeSharedMemory();
+    HappensBefore(&begin_);
     for (size_t i = 0; i < threads_.size(); ++i) {
       ThreadState& state = threads_[i];
       state.thread.index = static_cast<int>(i);
       state.done = false;
       state.wait = Wait::kNothing;
-      state.groups.clear();
-      state.fiber = std::make_unique<Fiber>([this, &state] {
-        body_();
-        state.done = true;
-      });
+      state.copies.Clear();
+      state.groups.Clear();
+      state.fenced = false;
+      state.last_atomic = nullptr;
+      state.fiber = std::make_unique<Fiber>([this, &state] { RunThread(state); });
     }
     int left = shape_.threads;
     while (left > 0) {
@@ -164,7 +228,7 @@ class Running {
         ++ran;
         if (state.done) {
           --left;
-          QSERVE_CHECK_MSG(state.open_copies.empty(),
+          QSERVE_CHECK_MSG(state.open_copies == 0,
                            "emulator: a copy was issued and never committed");
         }
       }
@@ -181,8 +245,10 @@ class Running {
   uint64_t random_;
   std::vector<ThreadState> threads_;
   std::vector<WarpState> warps_;
-  std::unique_ptr<uint8_t, Free> shared_memory_;
+  std::unique_ptr<uint8_t, FreeForgotten> shared_memory_;
   ThreadState* current_ = nullptr;
+  char begin_ = 0, end_ = 0;  // of a block, of all threads: points of race_check.h
+  Meeting barrier_;
   int barrier_arrived_ = 0;
   bool barrier_predicate_ = false;
   bool barrier_result_ = false;
@@ -268,9 +334,16 @@ const Thread& ThisThread() { return running->current().thread; }
 bool BlockBarrier(bool predicate) { return running->Barrier(predicate); }
 
 void SyncWarp() {
+  Meeting& meeting = running->warp().meeting;
+  const uint32_t turn = meeting.turn();
+  meeting.Arrive();
   char nothing = 0;
-  TogetherAs("SyncWarp", nothing, [](auto&) {});
+  TogetherAs("SyncWarp", nothing, [&meeting](auto&) { meeting.Complete(); });
+  meeting.Leave(turn);
 }
+
+void ThreadFence() { running->Fence(); }
+void NoteAtomic(void* word) { running->NoteAtomic(word); }
 
 uint32_t Shuffle(uint32_t value, int from_lane) {
   QSERVE_CHECK(from_lane >= 0 && from_lane < kLanes);
@@ -299,34 +372,40 @@ void CopyAsync(void* shared, const void* from, int bytes, bool valid) {
   QSERVE_CHECK_MSG(running->IsShared(to, bytes), "emulator: a copy to what is not shared memory");
   QSERVE_CHECK_MSG(from != nullptr, "emulator: even a copy of nothing names a device address");
   QSERVE_CHECK(reinterpret_cast<uintptr_t>(from) % alignment == 0);
+  Writes(to, static_cast<size_t>(bytes));
   std::memset(to, kPoison, static_cast<size_t>(bytes));
-  running->current().open_copies.push_back({to, static_cast<const uint8_t*>(from), bytes, valid});
+  ThreadState& thread = running->current();
+  thread.copies.Push({to, static_cast<const uint8_t*>(from), bytes, valid});
+  ++thread.open_copies;
 }
 
 void CopyAsyncCommit() {
   ThreadState& thread = running->current();
-  thread.groups.push_back(std::exchange(thread.open_copies, {}));
+  thread.groups.Push(std::exchange(thread.open_copies, 0));
 }
 
 void CopyAsyncWait(int pending_groups) {
   ThreadState& thread = running->current();
-  while (std::ssize(thread.groups) > pending_groups) {
-    for (const PendingCopy& copy : thread.groups.front()) {
+  while (thread.groups.size() > pending_groups) {
+    for (int left = thread.groups.Pop(); left > 0; --left) {
+      const PendingCopy copy = thread.copies.Pop();
       const auto bytes = static_cast<size_t>(copy.bytes);
+      Writes(copy.to, bytes);
       if (copy.valid) {
+        Reads(copy.from, bytes);
         std::memcpy(copy.to, copy.from, bytes);
         running->counters.copied_bytes += copy.bytes;
       } else {
         std::memset(copy.to, 0, bytes);
       }
     }
-    thread.groups.erase(thread.groups.begin());
   }
 }
 
 void LoadMatrixX4(uint32_t (&r)[4], const void* shared_row, bool transposed) {
   QSERVE_CHECK(reinterpret_cast<uintptr_t>(shared_row) % 16 == 0);
   QSERVE_CHECK_MSG(running->IsShared(shared_row, 16), "emulator: a row outside shared memory");
+  Reads(shared_row, 16);
   MatrixArgument argument = {static_cast<const uint8_t*>(shared_row), &r};
   TogetherAs(transposed ? "LoadMatrixX4Transposed" : "LoadMatrixX4", argument,
              [transposed](auto& lanes) {

@@ -85,6 +85,8 @@ const Thread& ThisThread();
 
 bool BlockBarrier(bool predicate);  // the or of all predicates
 void SyncWarp();
+void ThreadFence();
+void NoteAtomic(void* word);  // before each atomic operation
 uint32_t Shuffle(uint32_t value, int from_lane);
 uint32_t Ballot(bool predicate);
 void CopyAsync(void* shared, const void* from, int bytes, bool valid);

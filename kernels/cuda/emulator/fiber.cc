@@ -1,52 +1,77 @@
 #include "kernels/cuda/emulator/fiber.h"
 
-#include <boost/context/pooled_fixedsize_stack.hpp>
+#include <cstdlib>
+#include <deque>
 #include <utility>
 
 #include "common/check.h"
+#include "kernels/cuda/emulator/race_check.h"
+#include "kernels/cuda/emulator/stack_switch.h"
 
 namespace qserve::kernels::cuda::emulator {
+
+struct FiberStack {
+  static constexpr size_t kBytes = size_t{128} << 10;
+  FiberStack() : memory(std::malloc(kBytes)), sanitizer(memory.get(), kBytes) {
+    QSERVE_CHECK(memory != nullptr);
+  }
+  std::unique_ptr<void, FreeForgotten> memory;
+  StackSwitch sanitizer;
+};
+
 namespace {
 
-constexpr size_t kStackBytes = size_t{128} << 10;
+// Stacks belong to their FiberStack.
+struct NoAllocator {
+  void deallocate(boost::context::stack_context&) {}
+};
 
-// Stacks are used again by the next block's threads.
-boost::context::pooled_fixedsize_stack& Stacks() {
-  thread_local boost::context::pooled_fixedsize_stack stacks(kStackBytes);
-  return stacks;
+// Of fibers that have ended, the longest idle first.
+std::deque<std::unique_ptr<FiberStack>>& Idle() {
+  thread_local std::deque<std::unique_ptr<FiberStack>> idle;
+  return idle;
+}
+
+std::unique_ptr<FiberStack> TakeStack() {
+  if (Idle().size() <= IdleStacks()) return std::make_unique<FiberStack>();
+  std::unique_ptr<FiberStack> stack = std::move(Idle().front());
+  Idle().pop_front();
+  return stack;
 }
 
 }  // namespace
 
-Fiber::Fiber(std::function<void()> body) : body_(std::move(body)) {
-  boost::context::pooled_fixedsize_stack allocator = Stacks();
-  const boost::context::stack_context stack = allocator.allocate();
-  const auto* bottom = static_cast<const char*>(stack.sp) - stack.size;
-  stack_ = std::make_unique<StackSwitch>(bottom, stack.size);
-  const boost::context::preallocated memory(stack.sp, stack.size, stack);
-  inside_ = boost::context::fiber(std::allocator_arg, memory, allocator,
+Fiber::Fiber(std::function<void()> body) : body_(std::move(body)), stack_(TakeStack()) {
+  boost::context::stack_context context;
+  context.size = FiberStack::kBytes;
+  context.sp = static_cast<char*>(stack_->memory.get()) + FiberStack::kBytes;
+  const boost::context::preallocated memory(context.sp, context.size, context);
+  inside_ = boost::context::fiber(std::allocator_arg, memory, NoAllocator(),
                                   [this](boost::context::fiber&& outside) {
                                     outside_ = std::move(outside);
-                                    stack_->Entered();
+                                    stack_->sanitizer.Entered();
                                     body_();
                                     done_ = true;
-                                    stack_->BeforeLeaving(true);
+                                    stack_->sanitizer.BeforeLeaving(true);
                                     return std::move(outside_);
                                   });
 }
 
-Fiber::~Fiber() { QSERVE_CHECK(done_); }
+Fiber::~Fiber() {
+  QSERVE_CHECK(done_);
+  Idle().push_back(std::move(stack_));
+}
 
 void Fiber::Resume() {
-  stack_->BeforeEntering();
+  stack_->sanitizer.BeforeEntering();
   inside_ = std::move(inside_).resume();
-  stack_->AfterLeaving();
+  stack_->sanitizer.AfterLeaving();
 }
 
 void Fiber::Yield() {
-  stack_->BeforeLeaving(false);
+  stack_->sanitizer.BeforeLeaving(false);
   outside_ = std::move(outside_).resume();
-  stack_->Entered();
+  stack_->sanitizer.Entered();
 }
 
 }  // namespace qserve::kernels::cuda::emulator

@@ -6,9 +6,9 @@
 #include <functional>
 #include <memory>
 
-#include "kernels/cuda/emulator/stack_switch.h"
-
 namespace qserve::kernels::cuda::emulator {
+
+struct FiberStack;
 
 class Fiber {
  public:
@@ -22,7 +22,7 @@ class Fiber {
 
  private:
   std::function<void()> body_;
-  std::unique_ptr<StackSwitch> stack_;
+  std::unique_ptr<FiberStack> stack_;
   boost::context::fiber inside_;
   boost::context::fiber outside_;
   bool done_ = false;

@@ -6,10 +6,16 @@
 
 namespace qserve::kernels::cuda::emulator {
 
+// How many stacks of fibers that have ended must lie idle before one of them is used again. A race
+// detector takes what happens on a stack for one thread's doing, so blocks that run side by side on
+// a GPU should not follow each other on the same stacks.
+size_t IdleStacks();
+
+// A stack belongs to one fiber after another.
 class StackSwitch {
  public:
-  // The fiber's stack: its lowest address and size.
-  StackSwitch(const void* bottom, size_t size);
+  // Its lowest address and size.
+  StackSwitch(void* bottom, size_t size);
   ~StackSwitch();
   StackSwitch(const StackSwitch&) = delete;
 
@@ -19,7 +25,7 @@ class StackSwitch {
   void BeforeLeaving(bool forever);
 
  private:
-  const void* const bottom_;
+  void* const bottom_;
   const size_t size_;
   const void* outer_bottom_ = nullptr;
   size_t outer_size_ = 0;

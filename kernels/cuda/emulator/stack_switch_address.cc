@@ -5,7 +5,9 @@
 
 namespace qserve::kernels::cuda::emulator {
 
-StackSwitch::StackSwitch(const void* bottom, size_t size) : bottom_(bottom), size_(size) {}
+size_t IdleStacks() { return 0; }
+
+StackSwitch::StackSwitch(void* bottom, size_t size) : bottom_(bottom), size_(size) {}
 StackSwitch::~StackSwitch() = default;
 void StackSwitch::BeforeEntering() { __sanitizer_start_switch_fiber(&outer_, bottom_, size_); }
 void StackSwitch::AfterLeaving() { __sanitizer_finish_switch_fiber(outer_, nullptr, nullptr); }
@@ -14,6 +16,7 @@ void StackSwitch::Entered() {
 }
 void StackSwitch::BeforeLeaving(bool forever) {
   __sanitizer_start_switch_fiber(forever ? nullptr : &inner_, outer_bottom_, outer_size_);
+  if (forever) inner_ = nullptr;  // the next fiber begins anew
 }
 
 }  // namespace qserve::kernels::cuda::emulator
