@@ -17,6 +17,8 @@ qserve_test(engine_model_test
   DEPS worker_engine worker_exec LABELS integration)
 # The model on the emulated GPU; with CUDA the same kernels are there once more, for real ones.
 if(NOT QSERVE_CUDA)
+  qserve_test(cuda_text_test SOURCES cuda_text_test.cc
+    DEPS fakes_random_model worker_exec worker_text kernels_cuda_emulated LABELS integration)
   qserve_test(cuda_model_test
     SOURCES cuda_model_test.cc
     DEPS fakes_random_model worker_exec kernels_cuda_emulated LABELS integration)
