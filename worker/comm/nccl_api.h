@@ -1,7 +1,8 @@
 // What the communicator needs of NCCL, of one communicator of it: an interface, so that tests run
 // the whole logic between threads of one process. Implemented by nccl_library.cc, where CUDA is
-// built in, and by tests. Calls return without waiting; the caller serializes them (Abort and State
-// come from the watchdog's thread as well).
+// built in, and by tests. Calls return without waiting, and come from one thread at a time, though
+// not from the same one; but for MarkState, Abort and ErrorText, which may come while another
+// thread is in a call, even one that hangs.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,9 @@ class NcclApi {
   // Of what was begun last, and of the connections since: failures of other ranks show here.
   virtual NcclResult State() = 0;
 
-  // Enqueued on the stream. Between GroupStart and GroupEnd they are begun together by GroupEnd.
+  // Enqueued on the stream. Between GroupStart and GroupEnd they are begun together by GroupEnd,
+  // whose result counts. Send and Receive stand in a group, also alone: outside of one, some
+  // versions of NCCL call them done before they are on the stream.
   virtual NcclResult GroupStart() = 0;
   virtual NcclResult GroupEnd() = 0;
   virtual NcclResult Send(const void* data, int64_t bytes, int peer,
@@ -51,7 +54,7 @@ class NcclApi {
   virtual void Abort() = 0;
   // Begins to disconnect in good order; State as above.
   virtual NcclResult Disconnect() = 0;
-  // Of the last failure.
+  // Of the last failure, that the calling thread has just been told of.
   virtual std::string ErrorText() const = 0;
 };
 

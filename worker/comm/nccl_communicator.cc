@@ -1,13 +1,10 @@
 #include "worker/comm/nccl_communicator.h"
 
 #include <algorithm>
-#include <condition_variable>
 #include <cstddef>
 #include <functional>
-#include <mutex>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include <fmt/format.h>
 
@@ -17,6 +14,7 @@
 #include "kernels/cuda/rank_sum.h"
 #include "worker/comm/nccl_plan.h"
 #include "worker/comm/nccl_rendezvous.h"
+#include "worker/comm/nccl_watch.h"
 
 namespace qserve::worker::comm {
 namespace {
@@ -50,38 +48,23 @@ bool Contiguous(const M& m) {
   return m.stride == m.cols || m.rows <= 1;
 }
 
-// Polls NCCL until what was begun is done; gives the processor away meanwhile.
-class Patience {
- public:
-  void Wait() {
-    if (++polls_ < kSpins) {
-      std::this_thread::yield();
-    } else {
-      std::this_thread::sleep_for(std::chrono::microseconds(50));
-    }
-  }
-
- private:
-  static constexpr int kSpins = 200;
-  int polls_ = 0;
-};
-
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(const NcclOptions& options, kernels::cuda::CudaStreamOwner* owner,
                    std::unique_ptr<NcclApi> api)
-      : options_(options), owner_(owner), api_(std::move(api)) {}
+      : options_(options),
+        owner_(owner),
+        api_(std::move(api)),
+        watch_({.rank = options.rank,
+                .step_timeout = options.step_timeout,
+                .interval = options.watch_interval},
+               owner, api_.get()) {}
 
   ~NcclCommunicator() override {
-    if (!watchdog_.joinable()) return;
+    if (!watch_.begun()) return;
     // NCCL waits for graphs that hold its work, so they go first, after a failure too.
     owner_->DropGraphs();
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-      changed_.notify_all();
-    }
-    watchdog_.join();
+    watch_.Close();
   }
 
   int rank() const override { return options_.rank; }
@@ -92,7 +75,7 @@ class NcclCommunicator final : public Communicator {
   void AllReduceSum(Matrix<const float> partial, FloatMatrix sum) override;
   void GatherColumns(Matrix<const float> local, Matrix<float> out) override;
   void BroadcastIds(int32_t* ids, int64_t count) override;
-  void Abort() override { Break("aborted"); }
+  void Abort() override { watch_.Break("aborted"); }
 
  private:
   float* workspace() const { return workspace_.as<float>(); }
@@ -109,7 +92,6 @@ class NcclCommunicator final : public Communicator {
   bool Issue(const char* what, const std::function<NcclResult()>& calls);
   NcclResult Group(const std::function<NcclResult()>& calls);
   absl::Status WaitConnected();
-  void Break(const std::string& reason);
   void PlaceMark();
   void Launch(const RankSumLaunch& launch);
   void Copy(const Matrix<const float>& from, const FloatMatrix& to);
@@ -118,23 +100,11 @@ class NcclCommunicator final : public Communicator {
   NcclResult ExchangeParts(const Matrix<const float>& partial);
   NcclResult BroadcastParts(const FloatMatrix& sum);
 
-  void Watch();
-  std::string Trouble();
-  void End();
-
   const NcclOptions options_;
   kernels::cuda::CudaStreamOwner* const owner_;
   const std::unique_ptr<NcclApi> api_;
   kernels::Buffer workspace_;
-
-  // Guards all calls of api_ but Abort, and what follows. No call is made after a failure.
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::string failure_;
-  bool stopping_ = false;
-  bool mark_pending_ = false;
-  TimePoint mark_placed_;
-  std::thread watchdog_;
+  NcclWatch watch_;  // last: its threads use what is above
 };
 
 absl::Status NcclCommunicator::Start(group::KeyValueStore* store, kernels::Backend* backend) {
@@ -154,13 +124,13 @@ absl::Status NcclCommunicator::Start(group::KeyValueStore* store, kernels::Backe
     api_->Abort();
     return connected;
   }
-  watchdog_ = std::thread([this] { Watch(); });
+  watch_.Begin();
   return absl::OkStatus();
 }
 
 absl::Status NcclCommunicator::WaitConnected() {
   const TimePoint deadline = Now() + options_.connect_timeout;
-  for (Patience patience;; patience.Wait()) {
+  for (;; std::this_thread::sleep_for(std::chrono::microseconds(50))) {
     const NcclResult state = api_->State();
     if (state == NcclResult::kOk) return absl::OkStatus();
     if (state == NcclResult::kFailed) {
@@ -175,53 +145,45 @@ absl::Status NcclCommunicator::WaitConnected() {
   }
 }
 
-// Fails the step and has the watchdog end what runs on the device. Only the watchdog's thread calls
-// NCCL's abort, which may wait for graphs to be dropped.
-void NcclCommunicator::Break(const std::string& reason) {
-  const std::lock_guard lock(mutex_);
-  if (!failure_.empty()) return;
-  failure_ = reason;
-  owner_->Fail({kernels::StatusCode::kDevice, "a collective of the group failed: " + reason});
-  changed_.notify_all();
-}
-
 // Whether work is to be issued now. After a failure every step fails.
 bool NcclCommunicator::Usable() {
-  {
-    const std::lock_guard lock(mutex_);
-    if (!failure_.empty()) {
-      owner_->Fail({kernels::StatusCode::kDevice, "a collective of the group failed: " + failure_});
-      return false;
-    }
+  if (const std::string failure = watch_.failure(); !failure.empty()) {
+    owner_->Fail({kernels::StatusCode::kDevice, "a collective of the group failed: " + failure});
+    return false;
   }
   return owner_->Issuing();
 }
 
-// Makes NCCL's calls and waits until they are on the stream: NCCL may put them there on a thread of
-// its own, and what comes next must come after them. False: failed.
+// Makes NCCL's calls and returns when they are on the stream, so that what comes next comes after
+// them. A communicator that does not block may put them there on a thread of its own: it then says
+// so (in progress), and may not be called again before its state is another; this thread has
+// nothing else to do, asks and does not sleep. False: failed.
 bool NcclCommunicator::Issue(const char* what, const std::function<NcclResult()>& calls) {
   if (!MayEnqueue()) return false;
-  const TimePoint deadline = Now() + options_.step_timeout;
   std::string trouble;
-  bool begun = false;
-  for (Patience patience; trouble.empty(); patience.Wait()) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (!failure_.empty()) return false;
-      const NcclResult result = begun ? api_->State() : calls();
-      begun = true;
-      if (result == NcclResult::kOk) return true;
-      if (result == NcclResult::kFailed) trouble = fmt::format("{}: {}", what, api_->ErrorText());
-    }
-    if (trouble.empty() && Now() >= deadline) {
-      trouble = fmt::format("{} was not begun within its time", what);
+  const auto ask = [&](const std::function<NcclResult()>& call) {
+    if (!watch_.Enter()) return NcclResult::kFailed;
+    const NcclResult result = call();
+    if (result == NcclResult::kFailed) trouble = fmt::format("{}: {}", what, api_->ErrorText());
+    watch_.Leave();
+    return result;
+  };
+  NcclResult result = ask(calls);
+  if (result == NcclResult::kInProgress) {
+    const TimePoint deadline = Now() + options_.step_timeout;
+    while ((result = ask([&] { return api_->State(); })) == NcclResult::kInProgress) {
+      if (Now() >= deadline) {
+        trouble = fmt::format("{} was not begun within its time", what);
+        break;
+      }
+      std::this_thread::yield();
     }
   }
-  Break(trouble);
-  return false;
+  if (!trouble.empty()) watch_.Break(trouble);
+  return result == NcclResult::kOk;
 }
 
-// Inside Issue.
+// Inside Issue. What the end of the group returns counts: within it nothing is begun.
 NcclResult NcclCommunicator::Group(const std::function<NcclResult()>& calls) {
   if (api_->GroupStart() == NcclResult::kFailed) return NcclResult::kFailed;
   const NcclResult inside = calls();
@@ -357,7 +319,9 @@ void NcclCommunicator::GatherColumns(Matrix<const float> local, Matrix<float> ou
         Copy(mine, Matrix<float>{workspace(), mine.rows, mine.cols, mine.cols});
         packed = workspace();
       }
-      Issue("gather", [&] { return api_->Send(packed, count * kFloatBytes, 0, owner_->stream()); });
+      Issue("gather", [&] {
+        return Group([&] { return api_->Send(packed, count * kFloatBytes, 0, owner_->stream()); });
+      });
       continue;
     }
     if (place(0).data != mine.data) Copy(mine, place(0));
@@ -390,62 +354,12 @@ void NcclCommunicator::BroadcastIds(int32_t* ids, int64_t count) {
 // mark that moved with the work would never be reached.
 void NcclCommunicator::PlaceMark() {
   if (!MayEnqueue() || owner_->Recording()) return;
-  const std::lock_guard lock(mutex_);
-  if (mark_pending_ || !failure_.empty()) return;
-  if (api_->Mark(owner_->stream()) == NcclResult::kFailed) {
-    LOG_WARN("no mark could be placed in the stream: {}", api_->ErrorText());
-    return;
-  }
-  mark_pending_ = true;
-  mark_placed_ = Now();
-}
-
-void NcclCommunicator::Watch() {
-  std::unique_lock lock(mutex_);
-  while (!stopping_ && failure_.empty()) {
-    changed_.wait_for(lock, options_.watch_interval,
-                      [&] { return stopping_ || !failure_.empty(); });
-    if (stopping_ || !failure_.empty()) break;
-    const std::string trouble = Trouble();
-    if (trouble.empty()) continue;
-    lock.unlock();
-    LOG_ERROR("rank {}: {}", rank(), trouble);
-    Break(trouble);
-    lock.lock();
-  }
-  const bool failed = !failure_.empty();
-  lock.unlock();
-  if (failed) {
-    api_->Abort();  // nobody calls api_ any more
-  } else {
-    End();
-  }
-}
-
-// What is wrong with the group, or nothing. Under the mutex.
-std::string NcclCommunicator::Trouble() {
-  if (api_->State() == NcclResult::kFailed) return api_->ErrorText();
-  if (!mark_pending_) return "";
-  const NcclResult reached = api_->MarkState();
-  if (reached == NcclResult::kFailed) return api_->ErrorText();
-  if (reached == NcclResult::kOk) {
-    mark_pending_ = false;
-    return "";
-  }
-  if (Now() - mark_placed_ < options_.step_timeout) return "";
-  return fmt::format("the GPU did not get through its work in {:.1f} s: a rank does not answer",
-                     ToSeconds(options_.step_timeout));
-}
-
-// Disconnects in good order; all ranks are about to, unless they died.
-void NcclCommunicator::End() {
-  constexpr Duration kFarewell = std::chrono::seconds(10);
-  const TimePoint deadline = Now() + kFarewell;
-  NcclResult result = api_->Disconnect();
-  for (Patience patience; result == NcclResult::kInProgress && Now() < deadline; patience.Wait()) {
-    result = api_->State();
-  }
-  if (result != NcclResult::kOk) api_->Abort();
+  if (!watch_.MayMark() || !watch_.Enter()) return;
+  const bool placed = api_->Mark(owner_->stream()) != NcclResult::kFailed;
+  const std::string text = placed ? "" : api_->ErrorText();
+  watch_.Leave();
+  if (placed) return watch_.MarkPlaced();
+  LOG_WARN("no mark could be placed in the stream: {}", text);
 }
 
 }  // namespace

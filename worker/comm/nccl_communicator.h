@@ -7,10 +7,10 @@
 // it without a call. The backend owns the graphs; since they hold work of this communicator, its
 // destructor has them dropped first (CudaStreamOwner::DropGraphs), and the backend outlives it.
 //
-// A watchdog thread looks for failures of other ranks and for a stream that has not passed a mark
-// in time. Either fails the step, then aborts NCCL's communicator, so that kernels that wait for a
-// lost peer end; whoever waits for the stream wakes up and finds the failure. After that every
-// collective fails, and the process is of no further use: its group starts anew.
+// A watchdog (nccl_watch.h) looks for failures of other ranks and for a stream that has not passed
+// a mark in time. Either fails the step, then aborts NCCL's communicator, so that kernels that wait
+// for a lost peer end; whoever waits for the stream wakes up and finds the failure. After that
+// every collective fails, and the process is of no further use: its group starts anew.
 #pragma once
 
 #include <cstdint>

@@ -5,7 +5,9 @@
 #include <dlfcn.h>
 #include <nccl.h>
 
+#include <atomic>
 #include <cstring>
+#include <mutex>
 #include <type_traits>
 #include <vector>
 
@@ -82,7 +84,8 @@ class NcclLibrary final : public NcclApi {
 
   ~NcclLibrary() override {
     if (mark_ != nullptr) Check(cudaEventDestroy(mark_));
-    if (comm_ != nullptr && disconnected_) Check(nccl_.CommDestroy(comm_));
+    ncclComm_t const comm = comm_;
+    if (comm != nullptr && disconnected_) Check(nccl_.CommDestroy(comm));
   }
 
   NcclResult NewId(std::string* id) override {
@@ -95,8 +98,7 @@ class NcclLibrary final : public NcclApi {
   NcclResult Connect(int size, int rank, const std::string& id) override {
     ncclUniqueId shared;
     if (id.size() != sizeof shared.internal) {
-      text_ = fmt::format("an id of {} bytes", id.size());
-      return NcclResult::kFailed;
+      return Failed(fmt::format("an id of {} bytes", id.size()));
     }
     std::memcpy(shared.internal, id.data(), id.size());
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
@@ -104,7 +106,9 @@ class NcclLibrary final : public NcclApi {
     if (Check(cudaEventCreateWithFlags(&mark_, cudaEventDisableTiming)) == NcclResult::kFailed) {
       return NcclResult::kFailed;
     }
-    return Check(nccl_.CommInitRankConfig(&comm_, size, shared, rank, &config));
+    const NcclResult result = Check(nccl_.CommInitRankConfig(&made_, size, shared, rank, &config));
+    comm_ = made_;
+    return result;
   }
 
   NcclResult State() override {
@@ -152,9 +156,9 @@ class NcclLibrary final : public NcclApi {
   }
 
   void Abort() override {
-    ncclComm_t comm = comm_;
-    comm_ = nullptr;
-    if (comm != nullptr) Check(nccl_.CommAbort(comm));
+    // NCCL goes back to the device that it found, which on a new thread would be GPU 0.
+    Check(cudaSetDevice(device_));
+    if (ncclComm_t const comm = comm_.exchange(nullptr)) Check(nccl_.CommAbort(comm));
   }
 
   NcclResult Disconnect() override {
@@ -163,27 +167,36 @@ class NcclLibrary final : public NcclApi {
     return Check(nccl_.CommFinalize(comm_));
   }
 
-  std::string ErrorText() const override { return text_; }
+  std::string ErrorText() const override {
+    const std::lock_guard lock(text_mutex_);
+    return text_;
+  }
 
  private:
   NcclResult Check(ncclResult_t result) {
     if (result == ncclSuccess) return NcclResult::kOk;
     if (result == ncclInProgress) return NcclResult::kInProgress;
-    text_ = fmt::format("{} ({})", nccl_.GetErrorString(result), nccl_.GetLastError(nullptr));
-    return NcclResult::kFailed;
+    return Failed(
+        fmt::format("{} ({})", nccl_.GetErrorString(result), nccl_.GetLastError(nullptr)));
   }
   NcclResult Check(cudaError_t error) {
     if (error == cudaSuccess) return NcclResult::kOk;
     cudaGetLastError();  // or the thread's next launch would return it
-    text_ = fmt::format("CUDA: {}", cudaGetErrorString(error));
+    return Failed(fmt::format("CUDA: {}", cudaGetErrorString(error)));
+  }
+  NcclResult Failed(std::string text) {
+    const std::lock_guard lock(text_mutex_);
+    text_ = std::move(text);
     return NcclResult::kFailed;
   }
 
   const NcclFunctions nccl_;
   int device_ = 0;
-  ncclComm_t comm_ = nullptr;
+  ncclComm_t made_ = nullptr;               // where NCCL writes it, perhaps on a thread of its own
+  std::atomic<ncclComm_t> comm_ = nullptr;  // null again once aborted
   cudaEvent_t mark_ = nullptr;
   bool disconnected_ = false;
+  mutable std::mutex text_mutex_;
   std::string text_;
 };
 

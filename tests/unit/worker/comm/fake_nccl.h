@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstring>
@@ -13,6 +14,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -73,6 +75,21 @@ struct FakeNcclProbe {
   std::atomic<bool> disconnected{false};
   std::atomic<bool> fail_state{false};  // as when another rank's connection is lost
   std::atomic<int> calls{0};            // that would put work on the stream
+  std::atomic<int> states{0};           // that were asked for
+  std::atomic<bool> at_once{false};     // work is on the stream when a call returns, as usual
+  // A driver that hangs: the call (by name) returns when the connection is aborted, or after a
+  // while, when it has not been.
+  std::atomic<const char*> hangs{nullptr};
+  std::atomic<bool> hanging{false};
+  std::atomic<bool> hung_in_vain{false};
+  void Hang(const char* call) {
+    if (hangs == nullptr || std::strcmp(hangs, call) != 0) return;
+    hanging = true;
+    for (int i = 0; i < 10000 && !aborted; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    if (!aborted) hung_in_vain = true;
+  }
   std::function<void()> on_end = [] {};
 };
 
@@ -92,6 +109,10 @@ class FakeNccl final : public NcclApi {
     return NcclResult::kInProgress;
   }
   NcclResult State() override {
+    const Turn turn(this);
+    ++probe_->states;
+    probe_->Hang("State");
+    if (probe_->aborted) return NcclResult::kFailed;
     if (probe_->fail_state) return NcclResult::kFailed;
     if (!wires_->AllConnected(id_, size_)) return NcclResult::kInProgress;
     if (begun_ == nullptr) return NcclResult::kOk;
@@ -101,12 +122,14 @@ class FakeNccl final : public NcclApi {
   }
 
   NcclResult GroupStart() override {
+    const Turn turn(this);
     CheckFree();
     QSERVE_CHECK(!in_group_);
     in_group_ = true;
     return NcclResult::kOk;
   }
   NcclResult GroupEnd() override {
+    const Turn turn(this);
     QSERVE_CHECK(in_group_);
     in_group_ = false;
     if (group_.empty()) return NcclResult::kOk;
@@ -114,10 +137,12 @@ class FakeNccl final : public NcclApi {
   }
   NcclResult Send(const void* data, int64_t bytes, int peer,
                   kernels::cuda::StreamHandle stream) override {
+    QSERVE_CHECK(in_group_);
     return Add(stream, {[=, this] { wires_->Send(rank_, peer, data, bytes); }, [] {}});
   }
   NcclResult Receive(void* data, int64_t bytes, int peer,
                      kernels::cuda::StreamHandle stream) override {
+    QSERVE_CHECK(in_group_);
     return Add(stream, {[] {}, [=, this] { Take(peer, data, bytes); }});
   }
   NcclResult AllGather(const void* mine, void* all, int64_t bytes,
@@ -148,13 +173,17 @@ class FakeNccl final : public NcclApi {
   }
 
   NcclResult Mark(kernels::cuda::StreamHandle stream) override {
+    const Turn turn(this);
     CheckFree();
     QSERVE_CHECK(!Stream(stream)->recording());
     reached_ = false;
     Stream(stream)->Enqueue([this] { reached_ = true; });
     return NcclResult::kOk;
   }
-  NcclResult MarkState() override { return reached_ ? NcclResult::kOk : NcclResult::kInProgress; }
+  NcclResult MarkState() override {
+    probe_->Hang("MarkState");
+    return reached_ ? NcclResult::kOk : NcclResult::kInProgress;
+  }
 
   void Abort() override {
     QSERVE_CHECK(!probe_->aborted && !probe_->disconnected);
@@ -163,6 +192,7 @@ class FakeNccl final : public NcclApi {
     wires_->Wake();
   }
   NcclResult Disconnect() override {
+    const Turn turn(this);
     CheckFree();
     probe_->disconnected = true;
     probe_->on_end();
@@ -177,14 +207,27 @@ class FakeNccl final : public NcclApi {
     std::function<void()> take;
   };
 
+  // NCCL lets one thread at a time call; a group's end begins work within its own turn.
+  class Turn {
+   public:
+    explicit Turn(FakeNccl* nccl) : nccl_(nccl) { QSERVE_CHECK(!nccl_->called_.exchange(true)); }
+    ~Turn() { nccl_->called_ = false; }
+
+   private:
+    FakeNccl* nccl_;
+  };
+
   static kernels::cuda::emulator::Stream* Stream(kernels::cuda::StreamHandle stream) {
     return static_cast<kernels::cuda::emulator::Stream*>(stream);
   }
   void CheckFree() const { QSERVE_CHECK(begun_ == nullptr && !probe_->aborted); }
 
   NcclResult Add(kernels::cuda::StreamHandle stream, Work work) {
+    const Turn turn(this);
     CheckFree();
     ++probe_->calls;
+    probe_->Hang("Add");
+    if (probe_->aborted) return NcclResult::kFailed;
     stream_ = Stream(stream);
     if (!in_group_) return Begin({std::move(work)});
     group_.push_back(std::move(work));
@@ -198,7 +241,9 @@ class FakeNccl final : public NcclApi {
         for (const Work& work : works) work.take();
       });
     };
-    return NcclResult::kInProgress;
+    if (!probe_->at_once) return NcclResult::kInProgress;
+    std::exchange(begun_, nullptr)();
+    return NcclResult::kOk;
   }
   void Take(int from, void* data, int64_t bytes) {
     wires_->Receive(from, rank_, data, bytes, probe_->aborted);
@@ -215,6 +260,7 @@ class FakeNccl final : public NcclApi {
   std::function<void()> begun_;
   int polls_left_ = 0;
   std::atomic<bool> reached_{true};
+  std::atomic<bool> called_{false};
 };
 
 }  // namespace qserve::worker::comm

@@ -88,6 +88,61 @@ TEST(NcclLoss, AbortEndsAPendingCollectiveAndAllLaterOnes) {
   });
 }
 
+// The thread that asks how things are hangs with the driver, holding nothing that an abort, the
+// next step or the end would wait for.
+TEST(NcclLoss, AnAbortWaitsForNoCallThatHangs) {
+  for (const char* call : {"State", "MarkState"}) {
+    Gpus gpus(Options(2));
+    FakeNcclProbe& probe = gpus.gpu(0).probe;
+    gpus.RunAll([&](int r) {
+      if (r == 1) return;  // never comes
+      std::vector<float> data(256, 1.0f);
+      gpus[0].AllReduceSumInPlace({data.data(), 1, 256, 256});
+      probe.hangs = call;
+      while (!probe.hanging) std::this_thread::yield();
+      gpus[0].Abort();
+      EXPECT_THAT(gpus.gpu(0).stream.Finish().message(), HasSubstr("aborted")) << call;
+      EXPECT_EQ(SumOf(gpus, 0).code(), kernels::StatusCode::kDevice);
+    });
+    gpus.gpu(0).communicator.reset();
+    EXPECT_TRUE(probe.aborted);
+    EXPECT_FALSE(probe.hung_in_vain) << call;
+  }
+}
+
+// Likewise where it is the executor's own call that hangs, as when the driver's queue is full.
+TEST(NcclLoss, AStepThatHangsInACallIsEndedByTheTimeOutOfTheOneBefore) {
+  NcclOptions options = Options(2);
+  options.step_timeout = std::chrono::milliseconds(100);
+  Gpus gpus(options);
+  FakeNcclProbe& probe = gpus.gpu(0).probe;
+  gpus.RunAll([&](int r) {
+    if (r == 1) return;
+    std::vector<float> data(256, 1.0f);
+    gpus[0].AllReduceSumInPlace({data.data(), 1, 256, 256});
+    probe.hangs = "Add";
+    gpus[0].AllReduceSumInPlace({data.data(), 1, 256, 256});
+    EXPECT_THAT(gpus.gpu(0).stream.Finish().message(), HasSubstr("does not answer"));
+  });
+  EXPECT_FALSE(probe.hung_in_vain);
+}
+
+// A call that says it is done is not asked about: in an eager step there are hundreds.
+TEST(NcclCommunicator, AsksForTheStateOnlyOfWhatIsInProgress) {
+  NcclOptions options = Options(2);
+  options.watch_interval = std::chrono::hours(1);
+  Gpus gpus(options);
+  for (const bool at_once : {true, false}) {
+    gpus.RunAll([&](int r) {
+      FakeNcclProbe& probe = gpus.gpu(r).probe;
+      probe.at_once = at_once;
+      const int states = probe.states, calls = probe.calls;
+      EXPECT_TRUE(SumOf(gpus, r).ok());
+      EXPECT_EQ(probe.states - states, at_once ? 0 : 3 * (probe.calls - calls));
+    });
+  }
+}
+
 TEST(NcclLoss, AStepThatTakesLongIsNoLossWhileItMovesOn) {
   NcclOptions options = Options(2);
   options.step_timeout = std::chrono::seconds(30);
