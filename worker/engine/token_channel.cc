@@ -17,10 +17,15 @@ void TokenChannel::Push(TokenEvent event) {
   if (was_empty && on_ready_) on_ready_();
 }
 
-std::vector<TokenEvent> TokenChannel::TakeAll() {
-  std::vector<TokenEvent> events;
+void TokenChannel::TakeAll(std::vector<TokenEvent>& events) {
+  events.clear();
   const std::lock_guard lock(mutex_);
   std::swap(events, events_);
+}
+
+std::vector<TokenEvent> TokenChannel::TakeAll() {
+  std::vector<TokenEvent> events;
+  TakeAll(events);
   return events;
 }
 

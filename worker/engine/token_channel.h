@@ -19,8 +19,11 @@ class TokenChannel {
   // the request is submitted.
   explicit TokenChannel(std::function<void()> on_ready);
 
-  void Push(TokenEvent event);        // engine thread
-  std::vector<TokenEvent> TakeAll();  // edge; empty if nothing is there
+  void Push(TokenEvent event);  // engine thread
+  // Edge: all that is there, in place of what `events` held. Its memory is what later events are
+  // pushed into, so that a reader who always brings the same list spares the engine's thread.
+  void TakeAll(std::vector<TokenEvent>& events);
+  std::vector<TokenEvent> TakeAll();
 
  private:
   std::function<void()> on_ready_;

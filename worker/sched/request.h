@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "common/clock.h"
 #include "common/typed_id.h"
@@ -53,7 +54,7 @@ struct Usage {
 struct TokenEvent {
   RequestId request;
   int32_t candidate = 0;
-  std::vector<plan::SampledToken> tokens;  // slot is meaningless here
+  absl::InlinedVector<plan::SampledToken, 1> tokens;  // slot is meaningless here
   FinishReason finish = FinishReason::kNone;
   int32_t matched_stop_id = -1;  // with kStop
   absl::Status error;            // not OK: the engine failed; the stream ends with this

@@ -168,6 +168,11 @@ void Scheduler::StartRunning(Sequence& sequence, TimePoint now) {
   sequence.phase = Phase::kRunning;
   running_.insert(std::upper_bound(running_.begin(), running_.end(), &sequence, ServedFirst()),
                   &sequence);
+  // Decoding appends a token a step, and must not allocate for each that takes it past a power of
+  // two.
+  constexpr int32_t kReservedOutput = 8192;
+  sequence.output.reserve(
+      static_cast<size_t>(std::min(sequence.request->request.max_tokens, kReservedOutput)));
   if (!sequence.was_scheduled) {
     sequence.was_scheduled = true;
     sequence.first_scheduled = now;

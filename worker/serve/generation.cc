@@ -74,7 +74,7 @@ void Generation::Fail(const engine::TokenEvent& event) {
        .request_id = request_id_});
 }
 
-void Generation::Consume(std::vector<engine::TokenEvent> events) {
+void Generation::Consume(const std::vector<engine::TokenEvent>& events) {
   for (const engine::TokenEvent& event : events) {
     if (failed()) return;
     if (!event.error.ok()) {

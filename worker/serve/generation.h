@@ -25,7 +25,7 @@ class Generation {
 
   // Works off events; candidates whose stop string matched are cancelled in the engine. Once failed
   // nothing more is heard.
-  void Consume(std::vector<engine::TokenEvent> events);
+  void Consume(const std::vector<engine::TokenEvent>& events);
 
   // The replica's time is up: unless every end is known the call fails with UNAVAILABLE DRAINING,
   // so that it goes on elsewhere, and nothing more is computed for it here.

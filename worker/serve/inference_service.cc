@@ -113,7 +113,10 @@ class InferenceService::Call : public PumpedCall {
   }
   virtual void FinishCall(const grpc::Status& status) = 0;
 
-  void ConsumeEvents() { generation_.Consume(channel_->TakeAll()); }
+  void ConsumeEvents() {
+    channel_->TakeAll(events_);
+    generation_.Consume(events_);
+  }
 
   // The client is gone, or the call was cancelled.
   void CancelInEngine() { service_.engine_.Cancel(generation_.id()); }
@@ -135,6 +138,7 @@ class InferenceService::Call : public PumpedCall {
 
  private:
   std::shared_ptr<engine::TokenChannel> channel_;
+  std::vector<engine::TokenEvent> events_;
   std::unordered_multimap<std::string, engine::RequestId>::iterator open_;
 };
 
