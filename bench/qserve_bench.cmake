@@ -15,3 +15,5 @@ add_custom_target(bench_commit
 qserve_binary(qserve-bench SOURCES main.cc machine.cc DEPS bench_offline bench_load bench_make_model common common_cli)
 target_include_directories(qserve-bench PRIVATE ${PROJECT_BINARY_DIR}/generated)
 add_dependencies(qserve-bench bench_commit)
+
+qserve_binary(communicator_bench SOURCES communicator_bench.cc DEPS bench_measure common kernels worker_comm)

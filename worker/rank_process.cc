@@ -172,7 +172,9 @@ absl::Status RunRank(const Flags& flags, const group::RankIdentity& identity) {
   }
   auto rank = exec::Rank::Create(
       options, host_group,
-      exec::DefaultCommunicator(gloo, connections.store.get(), identity.generation), LogLoading());
+      exec::DefaultCommunicator(gloo, connections.store.get(), identity.generation,
+                                identity.local_size == identity.size),
+      LogLoading());
   if (!rank.ok()) {
     loss.Forget();
     return rank.status();

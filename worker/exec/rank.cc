@@ -15,6 +15,7 @@
 #include "worker/comm/host_staged_communicator.h"
 #include "worker/comm/local_communicator.h"
 #include "worker/comm/nccl_communicator.h"
+#include "worker/comm/shared_memory_communicator.h"
 #include "worker/exec/agreement.h"
 #include "worker/exec/numerics_id.h"
 #include "worker/exec/step_key.h"
@@ -52,18 +53,32 @@ int ThreadsOf(const ExecutorOptions& options) {
 }
 
 }  // namespace
+// What connects CPUs: memory that they share on one host, TCP where that cannot be.
+absl::StatusOr<std::unique_ptr<comm::Communicator>> HostCommunicator(
+    const comm::GlooOptions& options, group::KeyValueStore* store, bool one_host,
+    kernels::Backend& backend) {
+  if (one_host) {
+    auto shared = comm::CreateSharedMemoryCommunicator({.rank = options.rank, .size = options.size},
+                                                       store, &backend);
+    if (!absl::IsFailedPrecondition(shared.status())) return shared;
+    LOG_WARN("ranks exchange tensors over TCP, which is slower: {}", shared.status().ToString());
+  }
+  return comm::CreateGlooCommunicator(options, store, &backend);
+}
+
 
 CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options,
-                                        group::KeyValueStore* store, uint64_t generation) {
+                                        group::KeyValueStore* store, uint64_t generation,
+                                        bool one_host) {
   return [=](kernels::Backend& backend) -> absl::StatusOr<std::unique_ptr<comm::Communicator>> {
     if (options.size == 1) return std::make_unique<comm::LocalCommunicator>(&backend);
-    if (!comm::OnGpu(backend)) return comm::CreateGlooCommunicator(options, store, &backend);
+    if (!comm::OnGpu(backend)) return HostCommunicator(options, store, one_host, backend);
     const comm::NcclOptions nccl = {
         .rank = options.rank, .size = options.size, .generation = generation};
     ASSIGN_OR_RETURN(const bool own_gpus, comm::RanksHaveGpusOfTheirOwn(nccl, store));
     if (own_gpus) return comm::CreateNcclCommunicator(nccl, store, &backend);
     LOG_WARN("ranks share a GPU, so they exchange tensors by way of the host: slow");
-    ASSIGN_OR_RETURN(auto on_host, comm::CreateGlooCommunicator(options, store, &backend));
+    ASSIGN_OR_RETURN(auto on_host, HostCommunicator(options, store, one_host, backend));
     return std::make_unique<comm::HostStagedCommunicator>(&backend, std::move(on_host));
   };
 }

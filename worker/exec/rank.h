@@ -28,11 +28,12 @@ namespace qserve::worker::exec {
 using CommunicatorFactory =
     std::function<absl::StatusOr<std::unique_ptr<comm::Communicator>>(kernels::Backend& backend)>;
 
-// A group of one needs no transport; a larger one on CPUs is connected by Gloo, on GPUs by NCCL,
-// and by Gloo by way of the host where ranks share a GPU. `generation` is the group's. `store` must
-// outlive the factory's call.
+// A group of one needs no transport. A larger one on CPUs is connected by shared memory if all its
+// ranks are on one host, else by Gloo; on GPUs by NCCL, and where ranks share a GPU by way of the
+// host as CPUs are. `generation` is the group's. `store` must outlive the factory's call.
 CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options,
-                                        group::KeyValueStore* store, uint64_t generation = 0);
+                                        group::KeyValueStore* store, uint64_t generation = 0,
+                                        bool one_host = false);
 
 // Makes a rank's device; kernels::CreateBackend, but for tests.
 using BackendFactory = std::function<kernels::StatusOr<std::unique_ptr<kernels::Backend>>(

@@ -17,6 +17,8 @@
 #include "worker/comm/gloo_communicator.h"
 #include "worker/comm/host_staged_communicator.h"
 #include "worker/comm/local_communicator.h"
+#include "worker/comm/shared_memory_communicator.h"
+#include "worker/comm/shared_segment.h"
 #include "worker/comm/thread_communicator.h"
 
 namespace qserve::worker::comm {
@@ -24,7 +26,15 @@ namespace {
 
 using ::testing::HasSubstr;
 
-enum class Transport { kThread, kHostStaged, kGloo, kGlooOneShot, kGlooParted };
+enum class Transport {
+  kThread,
+  kHostStaged,
+  kGloo,
+  kGlooOneShot,
+  kGlooParted,
+  kShared,
+  kSharedParted
+};
 
 constexpr int64_t kAlways = int64_t{1} << 40;
 
@@ -47,6 +57,15 @@ class Group {
       } else if (transport == Transport::kHostStaged) {
         rank(r).communicator = std::make_unique<HostStagedCommunicator>(
             backend, std::make_unique<ThreadCommunicator>(&hub_, r, backend));
+      } else if (transport == Transport::kShared || transport == Transport::kSharedParted) {
+        SharedMemoryOptions options = {.rank = r, .size = size, .collective_timeout = timeout};
+        if (transport == Transport::kSharedParted) {
+          options.one_shot_bytes = 0;
+          options.buffer_bytes = 4096;
+        }
+        auto made = CreateSharedMemoryCommunicator(options, &store_, backend);
+        ASSERT_TRUE(made.ok()) << made.status();
+        rank(r).communicator = *std::move(made);
       } else {
         GlooOptions options;
         options.rank = r;
@@ -214,7 +233,8 @@ TEST_P(CommunicatorTest, ManyCallsInARowStayInStep) {
 }
 
 std::string NameOf(const ::testing::TestParamInfo<std::tuple<Transport, int>>& info) {
-  constexpr const char* kNames[] = {"Thread", "HostStaged", "Gloo", "GlooOneShot", "GlooParted"};
+  constexpr const char* kNames[] = {"Thread",     "HostStaged", "Gloo",        "GlooOneShot",
+                                    "GlooParted", "Shared",     "SharedParted"};
   return kNames[static_cast<int>(std::get<0>(info.param))] +
          std::to_string(std::get<1>(info.param));
 }
@@ -223,7 +243,8 @@ INSTANTIATE_TEST_SUITE_P(
     Transports, CommunicatorTest,
     ::testing::Combine(::testing::Values(Transport::kThread, Transport::kHostStaged,
                                          Transport::kGloo, Transport::kGlooOneShot,
-                                         Transport::kGlooParted),
+                                         Transport::kGlooParted, Transport::kShared,
+                                         Transport::kSharedParted),
                        ::testing::Values(1, 2, 3, 4)),
     NameOf);
 
@@ -256,7 +277,8 @@ TEST_P(LossTest, AbortEndsAPendingCollectiveAndAllLaterOnes) {
 }
 INSTANTIATE_TEST_SUITE_P(Transports, LossTest,
                          ::testing::Values(Transport::kThread, Transport::kHostStaged,
-                                           Transport::kGlooOneShot, Transport::kGlooParted));
+                                           Transport::kGlooOneShot, Transport::kGlooParted,
+                                           Transport::kShared, Transport::kSharedParted));
 
 TEST(GlooCommunicator, AnAbortReachesThePeersThatWaitForTheRank) {
   Group group(Transport::kGloo, 2, std::chrono::hours(1));
@@ -313,6 +335,70 @@ TEST(GlooCommunicator, SaysWhoCouldNotConnect) {
   const auto made = CreateGlooCommunicator(options, &store, &backend);
   EXPECT_TRUE(absl::IsUnavailable(made.status())) << made.status();
   EXPECT_THAT(std::string(made.status().message()), HasSubstr("rank 1"));
+}
+
+TEST(SharedMemoryCommunicator, APeerThatIsGoneIsAnErrorForEveryCollective) {
+  for (int call = 0; call < 3; ++call) {
+    Group group(Transport::kShared, 2, std::chrono::hours(1));
+    group.RunAll([&](int r) {
+      if (r == 1) return group.rank(1).communicator.reset();
+      std::vector<float> data(64);
+      std::vector<int32_t> ids(4);
+      const kernels::Status status = group.rank(0).backend.Run(0, [&] {
+        Communicator& communicator = *group.rank(0).communicator;
+        if (call == 0) communicator.BroadcastIds(ids.data(), 4);
+        if (call == 1) communicator.AllReduceSumInPlace({data.data(), 1, 64, 64});
+        if (call == 2)
+          communicator.GatherColumns({data.data(), 1, 32, 32}, {data.data(), 1, 64, 64});
+      });
+      EXPECT_EQ(status.code(), kernels::StatusCode::kDevice) << call;
+    });
+  }
+}
+
+TEST(SharedMemoryCommunicator, ASilentPeerIsAnErrorAfterTheTimeOut) {
+  Group group(Transport::kShared, 2, std::chrono::milliseconds(300));
+  std::vector<float> data(8);
+  const kernels::Status status = group.rank(0).backend.Run(
+      0, [&] { group.rank(0).communicator->AllReduceSumInPlace({data.data(), 1, 8, 8}); });
+  EXPECT_EQ(status.code(), kernels::StatusCode::kDevice);
+  EXPECT_THAT(status.message(), HasSubstr("rank 1 did not come in time"));
+}
+
+TEST(SharedMemoryCommunicator, RanksThatCannotShareMemoryAllSaySo) {
+  MemoryStore store;
+  std::array<HostMemoryBackend, 2> backends;
+  std::array<absl::Status, 2> outcomes;
+  std::vector<std::thread> threads;
+  for (int r = 0; r < 2; ++r) {
+    threads.emplace_back([&, r] {
+      // Rank 1 expects another segment than rank 0 makes.
+      const SharedMemoryOptions options = {.rank = r, .size = 2, .buffer_bytes = 4096 << r};
+      outcomes[static_cast<size_t>(r)] =
+          CreateSharedMemoryCommunicator(options, &store, &backends[static_cast<size_t>(r)])
+              .status();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const absl::Status& status : outcomes) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  }
+}
+
+TEST(SharedSegment, OnlyNamesOfSegmentsAreOpened) {
+  for (const char* name : {"", "/", "/qserve-../x", "/etc/passwd", "/qserve-0123456789abcdeF"}) {
+    EXPECT_EQ(SharedSegment::Open(name, 2, 4096).status().code(),
+              absl::StatusCode::kFailedPrecondition)
+        << name;
+  }
+  EXPECT_EQ(SharedSegment::Open("/qserve-0123", 2, 4096).status().code(),
+            absl::StatusCode::kNotFound);
+  const auto made = SharedSegment::Create(2, 4096);
+  ASSERT_TRUE(made.ok()) << made.status();
+  EXPECT_TRUE(SharedSegment::Open((*made)->name(), 2, 4096).ok());
+  EXPECT_FALSE(SharedSegment::Open((*made)->name(), 3, 4096).ok());
+  (*made)->RemoveName();
+  EXPECT_FALSE(SharedSegment::Open((*made)->name(), 2, 4096).ok());
 }
 
 TEST(HostStagedCommunicator, CopiesEachByteOnceEachWay) {
