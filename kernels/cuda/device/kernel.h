@@ -39,11 +39,36 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kMinBlocks)
   Kernel::Run(params);
 }
 
+// Asks for as much of a multiprocessor's memory to be shared memory as lets it hold kMinBlocks
+// blocks: left to itself the driver may keep more for L1, and fewer blocks are resident. A hint in
+// percent, which the driver rounds up to what the device can do (164 KB on sm_80, 100 on sm_89, 228
+// on sm_90); the rest stays L1. Once for each kernel and amount.
+template <class Kernel>
+void PreferSharedMemory(int64_t shared_bytes) {
+  constexpr int64_t kReserved = 1 << 10;  // of each block, by the system
+  static std::atomic<int64_t> most = 0;
+  if (shared_bytes <= most.load(std::memory_order_relaxed)) return;
+  int device = 0, all = 0;
+  if (cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) ==
+          cudaSuccess &&
+      all > 0) {
+    const int64_t percent = (100 * Kernel::kMinBlocks * (shared_bytes + kReserved) + all - 1) / all;
+    cudaFuncSetAttribute(Entry<Kernel>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                         static_cast<int>(percent < 100 ? percent : 100));
+  }
+  cudaGetLastError();  // a hint: nothing depends on it, and the next launch must not return it
+  most.store(shared_bytes, std::memory_order_relaxed);
+}
+
 // Enqueues the kernel; the runtime's error code, 0 if it was accepted.
 template <class Kernel>
 DeviceError Launch(StreamHandle stream, Grid grid, int64_t shared_bytes,
                    const typename Kernel::Params& params) {
+  // Up to here the driver's own choice holds enough blocks of the kernels there are.
+  constexpr int64_t kSmallShared = 24 << 10;
   constexpr int64_t kDefaultShared = 48 << 10;
+  if (shared_bytes > kSmallShared) PreferSharedMemory<Kernel>(shared_bytes);
   if (shared_bytes > kDefaultShared) {
     // Never less than before: a launch that is being recorded keeps what it asked for.
     static std::atomic<int64_t> most = 0;

@@ -74,13 +74,6 @@ QSERVE_DEVICE Vec16 Load16(const void* from) {
   const uint4 v = *static_cast<const uint4*>(from);
   return {v.x, v.y, v.z, v.w};
 }
-QSERVE_DEVICE Vec16 LoadStream16(const void* from) {
-  Vec16 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
-  return v;
-}
 QSERVE_DEVICE void Store16(void* to, Vec16 v) {
   *static_cast<uint4*>(to) = make_uint4(v.x, v.y, v.z, v.w);
 }
