@@ -98,6 +98,11 @@ StatusOr<Buffer> CudaBackend::Allocate(int64_t bytes, std::string_view purpose) 
   return Buffer(this, *memory, bytes);
 }
 
+int64_t CudaBackend::AvailableMemory() const {
+  runtime_->MakeCurrent();  // or another device's would be told
+  return arena_.Available();
+}
+
 // What is on the stream may still use it.
 void CudaBackend::Free(void* data, int64_t /*bytes*/) {
   QSERVE_CHECK(!runner_.Recording());

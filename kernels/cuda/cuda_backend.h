@@ -50,7 +50,7 @@ class CudaBackend final : public Backend, public CudaStreamOwner {
   StatusOr<Buffer> Allocate(int64_t bytes, std::string_view purpose) override;
   void CopyToDevice(void* device, const void* host, int64_t bytes) override;
   void CopyToHost(void* host, const void* device, int64_t bytes) override;
-  int64_t AvailableMemory() const override { return arena_.Available(); }
+  int64_t AvailableMemory() const override;
   std::vector<MemoryUse> MemoryLedger() const override { return arena_.Ledger(); }
   StatusOr<std::unique_ptr<PackedLinear>> Pack(const LinearWeight& weight) override;
 

@@ -12,8 +12,23 @@
 namespace qserve::kernels::cuda {
 namespace {
 
-// Sampling inputs of one launch; rows beyond it have a launch of their own.
+// Of a step's sampling inputs at once; rows beyond it have launches of their own.
 constexpr int64_t kMostSamplingBytes = int64_t{16} << 20;
+// Of a row: what memory is seen to beforehand.
+constexpr int64_t kUsualBiases = 4096;
+constexpr int64_t kUsualTops = 20;
+constexpr int64_t kLaunchRounding = 4096;  // results of some launches, each rounded up
+
+// Memory for the inputs of so many rows, as long as their lists may be, but for one row no less.
+int64_t SamplingRoom(int64_t rows, int32_t vocab_size) {
+  const int64_t lists = SamplingListBytes(vocab_size, kUsualBiases);
+  const int64_t all = SamplingInputBytes(rows) + rows * lists;
+  return std::max(std::min(all, kMostSamplingBytes), SamplingInputBytes(1) + lists);
+}
+
+int64_t SamplingResultRoom(int64_t rows) {
+  return rows * static_cast<int64_t>(sizeof(SamplingResult) + kUsualTops * sizeof(SamplingTop));
+}
 
 int64_t SamplingInputBound(const SampleRow& row, int32_t vocab_size) {
   const int64_t lists = std::ssize(row.prompt_ids) + std::ssize(row.output_ids) +
@@ -165,6 +180,9 @@ void CudaBackend::Sample(const SampleArgs& args) {
   EndRecorded();
   Operation([&] {
     if (args.results != nullptr) args.results->clear();
+    // The largest steps come first, at start-up: later ones find the memory.
+    runner_.ReserveLate(SamplingRoom(std::ssize(args.rows), args.vocab_size),
+                        SamplingResultRoom(std::ssize(args.rows)) + kLaunchRounding);
     for (int64_t row = 0; row < std::ssize(args.rows) && runner_.Wanted();) {
       row += SampleSome(args, row);
     }
@@ -176,13 +194,14 @@ int64_t CudaBackend::SampleSome(const SampleArgs& args, int64_t first_row) {
   int64_t input_bytes = SamplingInputBytes(0), result_bytes = 0, count = 0;
   for (const SampleRow& row : rest) {
     const int64_t more = SamplingInputBound(row, args.vocab_size);
-    if (count > 0 && input_bytes + more > kMostSamplingBytes) break;
+    if (count > 0 && input_bytes + more > runner_.late_room()) break;
     input_bytes += more;
     result_bytes += SamplingResultBound(row);
     ++count;
   }
-  auto* const results = workspace_.Get<uint8_t>("sampling results", result_bytes);
-  const StagedBytes inputs = runner_.Place(input_bytes, input_bytes);
+  auto* const results = workspace_.Get<uint8_t>(
+      "sampling results", std::max(result_bytes, SamplingResultRoom(std::ssize(args.rows))));
+  const StagedBytes inputs = runner_.PlaceLate(input_bytes);
   if (results == nullptr || inputs.host == nullptr) return count;
   const StatusOr<SamplingPlan> plan = PlanSampling(
       rest.first(static_cast<size_t>(count)), {}, args.vocab_size,
@@ -191,7 +210,7 @@ int64_t CudaBackend::SampleSome(const SampleArgs& args, int64_t first_row) {
     Fail(plan.status());
     return count;
   }
-  runner_.TrimInput(inputs, plan->input_bytes);
+  runner_.TrimLate(inputs, plan->input_bytes);
   StreamHandle const to = runner_.Issue();
   if (to == nullptr) return count;
   const int64_t stride = args.logits.stride;

@@ -55,6 +55,8 @@ class Runtime {
   virtual DeviceError DestroyEvent(EventHandle event) = 0;
   virtual DeviceError Record(EventHandle event, StreamHandle stream) = 0;
   virtual DeviceError Wait(EventHandle event) = 0;  // the calling thread, for the last Record
+  // Whether the stream has come so far; does not wait.
+  virtual DeviceError Query(EventHandle event, bool* reached) = 0;
 
   // Between the two, what this thread enqueues on the stream is kept instead of run. EndCapture
   // makes it ready to be launched any number of times; on an error there is no graph and the stream

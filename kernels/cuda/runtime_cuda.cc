@@ -98,6 +98,12 @@ class CudaRuntime final : public Runtime {
   DeviceError Wait(EventHandle event) override {
     return Code(cudaEventSynchronize(AsEvent(event)));
   }
+  DeviceError Query(EventHandle event, bool* reached) override {
+    const cudaError_t state = cudaEventQuery(AsEvent(event));
+    *reached = state == cudaSuccess;
+    const DeviceError error = Code(state);
+    return state == cudaErrorNotReady ? 0 : error;
+  }
 
   // Of this thread only: communicators have threads of their own that may call CUDA meanwhile.
   DeviceError BeginCapture(StreamHandle stream) override {

@@ -8,7 +8,10 @@
 namespace qserve::kernels::cuda {
 namespace {
 
-constexpr int64_t kResultBlockBytes = int64_t{64} << 10;
+constexpr int64_t kResultBlockBytes = int64_t{256} << 10;
+// What lies between two pieces is copied along if it is less: a copy of its own takes the host and
+// the device a few microseconds, in which a bus moves as much.
+constexpr int64_t kGapWorthACopy = int64_t{32} << 10;
 
 int64_t RoundUp(int64_t bytes) {
   return (bytes + InputStaging::kAlignment - 1) / InputStaging::kAlignment *
@@ -32,9 +35,22 @@ InputStaging::~InputStaging() {
 
 void InputStaging::BeginStep(int slot) {
   slot_ = slot;
-  block_ = 0;
+  block_ = Largest();
   offset_ = 0;
   taken_.clear();
+}
+
+size_t InputStaging::Largest() const {
+  const auto largest =
+      std::max_element(blocks_.begin(), blocks_.end(),
+                       [](const Block& a, const Block& b) { return a.bytes < b.bytes; });
+  return static_cast<size_t>(largest - blocks_.begin());
+}
+
+Status InputStaging::Reserve(int64_t bytes) { return BlockOf(bytes).status(); }
+
+bool InputStaging::Has(int64_t bytes) const {
+  return block_ < blocks_.size() && offset_ + RoundUp(bytes) <= blocks_[block_].bytes;
 }
 
 Status InputStaging::AddBlock(int64_t bytes) {
@@ -59,7 +75,8 @@ Status InputStaging::AddBlock(int64_t bytes) {
 }
 
 void InputStaging::MarkTaken(size_t block, int64_t begin, int64_t end) {
-  if (!taken_.empty() && taken_.back().block == block && taken_.back().end == begin) {
+  if (!taken_.empty() && taken_.back().block == block && begin >= taken_.back().end &&
+      begin - taken_.back().end < kGapWorthACopy) {
     taken_.back().end = end;
   } else {
     taken_.push_back({block, begin, end});
@@ -102,11 +119,11 @@ StagedBytes InputStaging::At(size_t block, int64_t offset) const {
   return {in.host[slot_] + offset, in.device + offset};
 }
 
-void InputStaging::TakeFront(size_t block, int64_t end) {
-  QSERVE_CHECK(taken_.empty() && end <= blocks_[block].bytes);
+void InputStaging::TakeAt(size_t block, int64_t begin, int64_t end) {
+  QSERVE_CHECK(begin <= end && end <= blocks_[block].bytes);
   block_ = block;
   offset_ = std::min(RoundUp(end), blocks_[block].bytes);
-  if (offset_ > 0) MarkTaken(block, 0, offset_);
+  if (offset_ > begin) MarkTaken(block, begin, offset_);
 }
 
 DeviceError InputStaging::Flush(StreamHandle stream) {
@@ -132,6 +149,28 @@ void ResultStaging::BeginStep(int slot) {
   offset_ = 0;
 }
 
+Status ResultStaging::AddBlock(int slot, int64_t bytes) {
+  const int64_t size = std::max(bytes, kResultBlockBytes);
+  void* memory = nullptr;
+  if (const DeviceError error = runtime_->AllocatePinned(size, &memory); error != 0) {
+    return NoPinnedMemory(*runtime_, error, size);
+  }
+  blocks_[slot].push_back({static_cast<std::byte*>(memory), size});
+  return {};
+}
+
+Status ResultStaging::Reserve(int64_t bytes) {
+  for (int slot = 0; slot < kStepSlots; ++slot) {
+    const std::vector<Block>& blocks = blocks_[slot];
+    if (std::any_of(blocks.begin(), blocks.end(),
+                    [bytes](const Block& block) { return block.bytes >= bytes; })) {
+      continue;
+    }
+    if (Status status = AddBlock(slot, RoundUp(bytes)); !status.ok()) return status;
+  }
+  return {};
+}
+
 StatusOr<std::byte*> ResultStaging::Take(int64_t bytes) {
   const int64_t rounded = RoundUp(std::max<int64_t>(bytes, 1));
   std::vector<Block>& blocks = blocks_[slot_];
@@ -140,12 +179,7 @@ StatusOr<std::byte*> ResultStaging::Take(int64_t bytes) {
     offset_ = 0;
   }
   if (block_ == blocks.size()) {
-    const int64_t size = std::max(rounded, kResultBlockBytes);
-    void* memory = nullptr;
-    if (const DeviceError error = runtime_->AllocatePinned(size, &memory); error != 0) {
-      return NoPinnedMemory(*runtime_, error, size);
-    }
-    blocks.push_back({static_cast<std::byte*>(memory), size});
+    if (Status status = AddBlock(slot_, rounded); !status.ok()) return status;
   }
   std::byte* const piece = blocks[block_].host + offset_;
   offset_ += rounded;

@@ -25,8 +25,8 @@ class InputStaging {
  public:
   static constexpr int64_t kAlignment = 64;
 
-  // Both must outlive it. `block_bytes`: of the first block; more are added when a step needs them,
-  // never while a graph is captured.
+  // Both must outlive it. `block_bytes`: of the first block; others are added when a step needs
+  // them, never while a graph is captured. Once steps as large as any have run, none are.
   InputStaging(Runtime* runtime, Arena* arena, int64_t block_bytes)
       : runtime_(runtime), arena_(arena), block_bytes_(block_bytes) {}
   ~InputStaging();
@@ -36,8 +36,14 @@ class InputStaging {
   // Forgets the pieces of the step that used `slot` before, which must be finished.
   void BeginStep(int slot);
 
+  // Sees to a block of at least `bytes`; steps begun from now on take their pieces from the
+  // largest.
+  Status Reserve(int64_t bytes);
+
   // A piece of `bytes` of the current step.
   StatusOr<StagedBytes> Take(int64_t bytes);
+  // Whether Take has that much without another block.
+  bool Has(int64_t bytes) const;
 
   // Gives back what the last piece has beyond `bytes`.
   void TrimLast(StagedBytes piece, int64_t bytes);
@@ -46,10 +52,12 @@ class InputStaging {
   StatusOr<size_t> BlockOf(int64_t bytes);
   // The piece at `offset` of that block.
   StagedBytes At(size_t block, int64_t offset) const;
-  // Declares the first `end` bytes of the block taken; what follows is given by Take.
-  void TakeFront(size_t block, int64_t end);
+  // Declares the bytes [begin, end) of the block taken, behind what was declared before; what
+  // follows `end` is given by Take.
+  void TakeAt(size_t block, int64_t begin, int64_t end);
 
-  // Copies what was taken since the last call: one copy where it lies in one block.
+  // Copies what was taken since the last call: one copy where it lies in one block without a large
+  // gap.
   DeviceError Flush(StreamHandle stream);
 
  private:
@@ -64,6 +72,7 @@ class InputStaging {
     int64_t end = 0;
   };
   Status AddBlock(int64_t bytes);
+  size_t Largest() const;
   void MarkTaken(size_t block, int64_t begin, int64_t end);
 
   Runtime* const runtime_;
@@ -86,12 +95,15 @@ class ResultStaging {
 
   void BeginStep(int slot);
   StatusOr<std::byte*> Take(int64_t bytes);
+  // Sees to that much for each slot, so that Take does not allocate.
+  Status Reserve(int64_t bytes);
 
  private:
   struct Block {
     std::byte* host = nullptr;
     int64_t bytes = 0;
   };
+  Status AddBlock(int slot, int64_t bytes);
   Runtime* const runtime_;
   std::vector<Block> blocks_[kStepSlots];
   int slot_ = 0;

@@ -80,26 +80,46 @@ const StagedAttention* StepAttention::Plan(const AttentionModel& model,
     runner_->Fail(std::move(status));
     return nullptr;
   }
-  if (!Stage(plan_, &staged)) return nullptr;
+  if (!Stage(&plan_, &staged)) return nullptr;
   plans_.push_back({model, sequences, staged});
   return &plans_.back().staged;
 }
 
-bool StepAttention::Stage(const AttentionPlan& plan, StagedAttention* staged) {
+// What differs in length from step to step lies together, items before tables, so that exactly what
+// is there is copied, whatever the room: places in tables are counted from the first item.
+bool StepAttention::Stage(AttentionPlan* plan, StagedAttention* staged) {
   const AttentionLimits& limits = staged->limits;
-  const auto items = [&](const std::vector<AttentionItem>& list) -> const AttentionItem* {
-    const int64_t room = list.empty() ? 0 : limits.items;
-    const AttentionItem* const placed = runner_->Stage<AttentionItem>(list, room, {});
-    return list.empty() ? nullptr : placed;
+  const auto bytes_of = [](const auto& list) {
+    return static_cast<int64_t>(list.size() * sizeof(list.front()));
   };
-  const int32_t counts[2] = {static_cast<int32_t>(plan.narrow.size()),
-                             static_cast<int32_t>(plan.wide.size())};
+  const int64_t item_bytes = bytes_of(plan->narrow);
+  if (runner_->PlacesAreFixed() && plan->narrow.empty()) {
+    runner_->Fail(InvalidArgument("cuda: attention in a recorded step that is none of decoding"));
+    return false;
+  }
+  for (std::vector<AttentionItem>* items : {&plan->narrow, &plan->wide}) {
+    for (AttentionItem& item : *items) {
+      item.table += static_cast<int32_t>(item_bytes / int64_t{sizeof(int32_t)});
+    }
+  }
+  const int32_t counts[2] = {static_cast<int32_t>(plan->narrow.size()),
+                             static_cast<int32_t>(plan->wide.size())};
   staged->counts = runner_->Stage<int32_t>(counts, 2, 0);
-  staged->narrow = items(plan.narrow);
-  staged->wide = items(plan.wide);
-  staged->first_parts = runner_->Stage<int32_t>(plan.first_parts, limits.rows, 0);
-  staged->part_counts = runner_->Stage<int32_t>(plan.part_counts, limits.rows, 0);
-  staged->block_tables = runner_->StageTail<int32_t>(plan.block_tables, limits.table_entries);
+  staged->first_parts = runner_->Stage<int32_t>(plan->first_parts, limits.rows, 0);
+  staged->part_counts = runner_->Stage<int32_t>(plan->part_counts, limits.rows, 0);
+  const int64_t room = limits.items * int64_t{sizeof(AttentionItem)};
+  const int64_t table_room =
+      std::max(limits.table_entries, std::ssize(plan->block_tables)) * int64_t{sizeof(int32_t)};
+  const StagedBytes lists =
+      runner_->Place(room + table_room, item_bytes + bytes_of(plan->block_tables), /*tail=*/true);
+  if (lists.host == nullptr) return false;
+  std::ranges::copy(std::as_bytes(std::span(plan->narrow)), lists.host);
+  std::ranges::copy(std::as_bytes(std::span(plan->block_tables)), lists.host + item_bytes);
+  if (counts[0] > 0) staged->narrow = reinterpret_cast<const AttentionItem*>(lists.device);
+  staged->block_tables = reinterpret_cast<const int32_t*>(lists.device);
+  const AttentionItem* const wide =
+      runner_->StageTail<AttentionItem>(plan->wide, plan->wide.empty() ? 0 : limits.items);
+  if (counts[1] > 0) staged->wide = wide;
   return !runner_->failed();
 }
 

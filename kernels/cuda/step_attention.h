@@ -56,7 +56,7 @@ class StepAttention {
   };
   // Forgets what was staged for another step.
   void Refresh();
-  bool Stage(const AttentionPlan& plan, StagedAttention* staged);
+  bool Stage(AttentionPlan* plan, StagedAttention* staged);
 
   StepRunner* const runner_;
   const AttentionDevice device_;

@@ -1,14 +1,21 @@
 #include "kernels/cuda/step_runner.h"
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "common/check.h"
 
 namespace qserve::kernels::cuda {
 
-StepRunner::StepRunner(Runtime* runtime, Arena* arena, int64_t staging_bytes)
-    : runtime_(runtime), arena_(arena), inputs_(runtime, arena, staging_bytes), results_(runtime) {}
+StepRunner::StepRunner(Runtime* runtime, Arena* arena, int64_t staging_bytes,
+                       std::chrono::milliseconds patience)
+    : runtime_(runtime),
+      arena_(arena),
+      patience_(patience),
+      inputs_(runtime, arena, staging_bytes),
+      late_(runtime, arena, 0),
+      results_(runtime) {}
 
 StepRunner::~StepRunner() {
   if (stream_ == nullptr) return;
@@ -27,7 +34,7 @@ Status StepRunner::Create() {
   for (EventHandle& event : events_) {
     if (error == 0) error = runtime_->CreateEvent(&event);
   }
-  if (error == 0) return {};
+  if (error == 0) return results_.Reserve(1);
   return {StatusCode::kDevice, "cuda: stream: " + runtime_->ErrorText(error)};
 }
 
@@ -61,6 +68,7 @@ Status StepRunner::Begin(uint64_t key, const std::function<void()>& step) {
   if (std::ssize(begun_) == kStepSlots) {
     return InvalidArgument("cuda: two steps are begun and not finished");
   }
+  if (!lost_.ok()) return lost_;
   const auto found = key == 0 ? graphs_.end() : graphs_.find(key);
   graph_ = found == graphs_.end() ? nullptr : &found->second;
   StartStep(graph_ == nullptr ? Mode::kEager : Mode::kCollect);
@@ -73,8 +81,13 @@ void StepRunner::StartStep(Mode mode) {
   mode_ = mode;
   ++step_number_;
   next_input_ = 0;
-  inputs_end_ = 0;
+  // Steps whose inputs take all their room fit as well, before one comes.
+  if (most_wanted_ > 0 && mode == Mode::kEager) {
+    if (Status status = inputs_.Reserve(most_wanted_); !status.ok()) Fail(std::move(status));
+  }
+  wanted_ = 0;
   inputs_.BeginStep(slot_);
+  late_.BeginStep(slot_);
   results_.BeginStep(slot_);
   reads_.clear();
 }
@@ -88,7 +101,7 @@ Status StepRunner::Leave() {
   if (!failed()) Check(runtime_->Record(events_[slot_], stream_), "event");
   if (failed()) {
     // Nothing of this step may still be under way when its host memory is used again.
-    runtime_->Synchronize(stream_);
+    if (runtime_->Record(events_[slot_], stream_) == 0) AwaitEvent(events_[slot_], true);
     reads_.clear();
     Status failure = TakeFailure();
     LoseBegun(failure);
@@ -105,7 +118,7 @@ Status StepRunner::Finish() {
   const Step step = std::move(begun_.front());
   begun_.pop_front();
   Check(runtime_->MakeCurrent(), "device");
-  Check(runtime_->Wait(step.event), "step");
+  AwaitEvent(step.event, failed() || !step.failure.ok());
   if (!step.failure.ok()) Fail(step.failure);
   if (!failed()) {
     for (const Read& read : step.reads) {
@@ -115,6 +128,23 @@ Status StepRunner::Finish() {
   Status failure = TakeFailure();
   LoseBegun(failure);
   return failure;
+}
+
+void StepRunner::AwaitEvent(EventHandle event, bool patiently) {
+  if (!patiently) {
+    Check(runtime_->Wait(event), "step");
+    return;
+  }
+  const auto deadline = std::chrono::steady_clock::now() + patience_;
+  for (bool reached = false; lost_.ok();) {
+    if (!Check(runtime_->Query(event, &reached), "step") || reached) return;
+    if (std::chrono::steady_clock::now() >= deadline) {
+      lost_ = {StatusCode::kDevice, "cuda: the device does not end the work of a step that failed"};
+      Fail(lost_);
+      return;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
 }
 
 void StepRunner::LoseBegun(const Status& failure) {
@@ -135,6 +165,8 @@ void StepRunner::Synchronize() {
 
 StreamHandle StepRunner::stream() {
   if (mode_ == Mode::kAfter) LaunchGraph();
+  // Within a step the device is current; between steps the thread may be another one.
+  if (mode_ == Mode::kIdle) Check(runtime_->MakeCurrent(), "device");
   return stream_;
 }
 
@@ -149,7 +181,7 @@ StreamHandle StepRunner::Issue() {
     LaunchGraph();
   } else {
     Check(runtime_->MakeCurrent(), "device");
-    Check(inputs_.Flush(stream_), "step inputs");
+    Check(Flush(), "step inputs");
   }
   return failed() ? nullptr : stream_;
 }
@@ -159,14 +191,45 @@ StagedBytes StepRunner::Place(int64_t room_bytes, int64_t used_bytes, bool tail)
   last_room_ = 0;
   if (!Wanted()) return {};
   if (PlacesAreFixed()) return PlaceOfGraph(used_bytes);
-  StatusOr<StagedBytes> place = inputs_.Take(room_bytes);
+  StatusOr<StagedBytes> place = inputs_.Take(tail ? used_bytes : room_bytes);
   if (!place.ok()) {
     Fail(place.status());
     return {};
   }
+  wanted_ += room_bytes + InputStaging::kAlignment;
+  most_wanted_ = std::max(most_wanted_, wanted_);
   if (measuring_) measured_.push_back({0, room_bytes, tail});
   last_room_ = room_bytes;
   return *place;
+}
+
+void StepRunner::ReserveLate(int64_t room, int64_t results) {
+  if (!Wanted()) return;
+  Status status = room > reserved_late_ ? late_.Reserve(room) : Status();
+  if (status.ok() && room > reserved_late_) {
+    reserved_late_ = room;
+    late_.BeginStep(slot_);  // in the new block
+  }
+  if (status.ok()) status = results_.Reserve(results);
+  if (!status.ok()) Fail(std::move(status));
+}
+
+StagedBytes StepRunner::PlaceLate(int64_t bytes) {
+  QSERVE_CHECK(!PlacesAreFixed());
+  if (!Wanted()) return {};
+  if (!late_.Has(bytes) && bytes <= reserved_late_) {
+    Synchronize();
+    late_.BeginStep(slot_);
+  }
+  StatusOr<StagedBytes> place = late_.Take(bytes);
+  if (place.ok()) return *place;
+  Fail(place.status());
+  return {};
+}
+
+DeviceError StepRunner::Flush() {
+  const DeviceError error = inputs_.Flush(stream_);
+  return error != 0 ? error : late_.Flush(stream_);
 }
 
 StagedBytes StepRunner::PlaceOfGraph(int64_t used_bytes) {
@@ -174,13 +237,13 @@ StagedBytes StepRunner::PlaceOfGraph(int64_t used_bytes) {
     Fail(InvalidArgument("cuda: a step has more inputs than its recording"));
     return {};
   }
-  const Input& input = graph_->inputs[next_input_++];
+  Input& input = graph_->inputs[next_input_++];
   if (used_bytes > input.room) {
     Fail(InvalidArgument("cuda: a step has larger inputs than its recording"));
     return {};
   }
   last_room_ = input.room;
-  inputs_end_ = std::max(inputs_end_, input.offset + (input.tail ? used_bytes : input.room));
+  input.used = input.tail ? used_bytes : input.room;
   return inputs_.At(graph_->block, input.offset);
 }
 
@@ -226,13 +289,21 @@ void StepRunner::EndRecorded() {
     Fail(InvalidArgument("cuda: a step has fewer inputs than its recording"));
     return;
   }
-  inputs_.TakeFront(graph_->block, inputs_end_);
+  // In the order in which they lie. Of tails what is used is copied and no more, be it by a copy of
+  // its own.
+  for (const bool tails : {false, true}) {
+    for (const Input& input : graph_->inputs) {
+      if (input.tail == tails) {
+        inputs_.TakeAt(graph_->block, input.offset, input.offset + input.used);
+      }
+    }
+  }
 }
 
 void StepRunner::LaunchGraph() {
   mode_ = Mode::kEager;
   if (failed()) return;
-  if (Check(inputs_.Flush(stream_), "step inputs")) {
+  if (Check(Flush(), "step inputs")) {
     Check(runtime_->Launch(graph_->handle, stream_), "graph");
   }
 }

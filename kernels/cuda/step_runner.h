@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -29,8 +30,10 @@ namespace qserve::kernels::cuda {
 
 class StepRunner {
  public:
-  // Both must outlive it.
-  StepRunner(Runtime* runtime, Arena* arena, int64_t staging_bytes);
+  // Both must outlive it. `patience`: how long the device may take to end what is under way when a
+  // step has failed; a collective without its peers never does.
+  StepRunner(Runtime* runtime, Arena* arena, int64_t staging_bytes,
+             std::chrono::milliseconds patience = std::chrono::seconds(10));
   // Waits for the device.
   ~StepRunner();
   StepRunner(const StepRunner&) = delete;
@@ -79,7 +82,7 @@ class StepRunner {
     return reinterpret_cast<T*>(place.device);
   }
   // Likewise for arrays of which steps use little of the room: what is beyond `values` is not
-  // copied and undefined.
+  // copied and undefined. Outside recorded parts the room is only what is seen to beforehand.
   template <class T>
   T* StageTail(std::span<const T> values, int64_t room) {
     const StagedBytes place =
@@ -88,12 +91,21 @@ class StepRunner {
     std::copy(values.begin(), values.end(), reinterpret_cast<T*>(place.host));
     return reinterpret_cast<T*>(place.device);
   }
-  // Bytes to be written by the caller, `used` of them at least; outside recorded parts TrimInput
-  // gives back the rest.
+  // Bytes to be written by the caller: the room, or, of a tail, what is used.
   StagedBytes Place(int64_t room_bytes, int64_t used_bytes, bool tail = false);
+
+  // For inputs behind the recorded part that differ in size without bound, and their results:
+  // `room` bytes of inputs and `results` bytes for ReadBack are seen to (once; only more is
+  // allocated).
+  void ReserveLate(int64_t room, int64_t results);
+  int64_t late_room() const { return reserved_late_; }
+  // `bytes` of that room, to be written by the caller. Where a step wants more of it than there is,
+  // the device is waited for, and the room begins anew.
+  StagedBytes PlaceLate(int64_t bytes);
+  // Gives back what the last PlaceLate has beyond `bytes`.
+  void TrimLate(StagedBytes piece, int64_t bytes) { late_.TrimLast(piece, bytes); }
   // Bytes that the last Place has room for.
   int64_t last_room() const { return last_room_; }
-  void TrimInput(StagedBytes piece, int64_t bytes) { inputs_.TrimLast(piece, bytes); }
   // Whether Place gives the places of a recording (its room counts, not the caller's).
   bool PlacesAreFixed() const { return mode_ == Mode::kCapture || mode_ == Mode::kCollect; }
 
@@ -120,6 +132,7 @@ class StepRunner {
     int64_t offset = 0;
     int64_t room = 0;
     bool tail = false;
+    int64_t used = 0;  // by the step that is gone through
   };
   struct Graph {
     GraphHandle handle = nullptr;
@@ -142,9 +155,13 @@ class StepRunner {
   Status TakeFailure();
   // Steps under way when the device or another rank failed are lost with it, whoever noticed it.
   void LoseBegun(const Status& failure);
+  // Waits for the event, for as long as it takes or, once something has failed, with patience. If
+  // that is not enough the device is lost, and every later step fails.
+  void AwaitEvent(EventHandle event, bool patiently);
   StagedBytes PlaceOfGraph(int64_t used_bytes);
   // Gives inputs their offsets, tails last; the bytes of all.
   static int64_t LayOut(std::vector<Input>* inputs);
+  DeviceError Flush();
   void LaunchGraph();
   Status Capture(const std::function<void()>& step, Graph* graph);
   void EndCapture();
@@ -152,7 +169,9 @@ class StepRunner {
 
   Runtime* const runtime_;
   Arena* const arena_;
+  const std::chrono::milliseconds patience_;
   InputStaging inputs_;
+  InputStaging late_;
   ResultStaging results_;
   StreamHandle stream_ = nullptr;
   EventHandle events_[kStepSlots] = {};
@@ -163,6 +182,7 @@ class StepRunner {
   int64_t last_room_ = 0;
   std::vector<Read> reads_;  // of the step being issued
   std::deque<Step> begun_;
+  Status lost_;  // the device
 
   std::map<uint64_t, Graph> graphs_;
   bool may_record_ = true;
@@ -170,7 +190,9 @@ class StepRunner {
   std::vector<Input> measured_;
   Graph* graph_ = nullptr;  // being recorded or replayed
   size_t next_input_ = 0;
-  int64_t inputs_end_ = 0;  // of what the step uses of a graph's inputs
+  int64_t wanted_ = 0;       // room of the step's inputs so far
+  int64_t most_wanted_ = 0;  // by a step
+  int64_t reserved_late_ = 0;
   int64_t graph_bytes_ = 0;
 
   std::mutex failure_mutex_;

@@ -5,11 +5,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels/cuda/runtime_emulated.h"
@@ -162,6 +164,56 @@ TEST_F(StepRunnerTest, ARecordedStepIsOneCopyAndOneLaunchForUpToItsRows) {
   EXPECT_THAT(read_, ElementsAre(before[0] + 31, before[1] + 31));
 }
 
+// What recordings leave room for is not what their steps copy.
+TEST_F(StepRunnerTest, OfLongListsOnlyWhatIsThereIsCopied) {
+  static constexpr int64_t kRoom = 30000;
+  const auto step = [this](std::vector<int32_t> first, std::vector<int32_t> second) {
+    return [=, this] {
+      const int32_t* const a =
+          runner_.StageTail<int32_t>(first, std::max(std::ssize(first), kRoom));
+      const int32_t* const b =
+          runner_.StageTail<int32_t>(second, std::max(std::ssize(second), kRoom));
+      if (StreamHandle const to = runner_.Issue()) {
+        static_cast<emulator::Stream*>(to)->Enqueue([=, this] {
+          for (int i = 0; i < 3; ++i) sums_[i] += a[i] * b[i];
+        });
+      }
+      runner_.EndRecorded();
+    };
+  };
+  ASSERT_TRUE(runner_.Record(1, step({1, 1, 1}, {1, 1, 1})).ok());
+  for (const uint64_t key : {1, 0}) {
+    const std::vector<int32_t> before(sums_, sums_ + 3);
+    const int64_t copies = runtime_.copies_to_device(), bytes = runtime_.bytes_to_device();
+    ASSERT_TRUE(runner_.Run(key, step({1, 2, 3}, {10, 20, 30})).ok());
+    EXPECT_THAT(std::vector<int32_t>(sums_, sums_ + 3),
+                ElementsAre(before[0] + 10, before[1] + 40, before[2] + 90));
+    EXPECT_EQ(runtime_.bytes_to_device() - bytes, 128);
+    EXPECT_EQ(runtime_.copies_to_device() - copies, key == 1 ? 2 : 1) << "the gap is not copied";
+  }
+  EXPECT_TRUE(runner_.Run(1, step(std::vector<int32_t>(kRoom, 0), {1, 1, 1})).ok());
+}
+
+TEST_F(StepRunnerTest, LateInputsBeyondTheirRoomWaitAndAllocateNothing) {
+  const auto step = [this] {
+    runner_.ReserveLate(128, 64);
+    for (int32_t i = 0; i < 5; ++i) {
+      const StagedBytes place = runner_.PlaceLate(100);
+      ASSERT_NE(place.host, nullptr);
+      std::memcpy(place.host, &i, sizeof i);
+      runner_.TrimLate(place, 64);
+      StreamHandle const to = runner_.Issue();
+      static_cast<emulator::Stream*>(to)->Enqueue(
+          [this, i, place] { sums_[i] += *reinterpret_cast<const int32_t*>(place.device); });
+    }
+  };
+  ASSERT_TRUE(runner_.Run(0, step).ok());
+  const int64_t allocations = runtime_.allocations();
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(runner_.Run(0, step).ok());
+  EXPECT_EQ(runtime_.allocations(), allocations);
+  EXPECT_THAT(std::vector<int32_t>(sums_, sums_ + 5), ElementsAre(0, 5, 10, 15, 20));
+}
+
 TEST_F(StepRunnerTest, AStepThatDiffersFromItsRecordingFails) {
   ASSERT_TRUE(runner_.Record(2, Step({0, 0})).ok());
   EXPECT_THAT(runner_.Run(2, Step({1, 2, 3})).message(), HasSubstr("larger inputs"));
@@ -219,6 +271,24 @@ TEST_F(StepRunnerTest, TheFirstFailureStaysAndWhatFollowsDoesNothing) {
   EXPECT_THAT(late.message(), HasSubstr("error 700"));
   EXPECT_THAT(read_, IsEmpty());
   runtime_.FailWaits(0);
+}
+
+// A collective whose peers are lost does not end: whoever gives its step up must not wait for it.
+TEST(StepRunnerLoss, ADeviceThatStandsStillIsGivenUpAfterAFailure) {
+  EmulatedRuntime runtime{EmulatedDevice{}};
+  Arena arena(&runtime, {.block_bytes = 0});
+  StepRunner runner(&runtime, &arena, 4096, std::chrono::milliseconds(20));
+  ASSERT_TRUE(runner.Create().ok());
+  ASSERT_TRUE(runner.Begin(0, [] {}).ok());
+  ASSERT_TRUE(runner.Begin(0, [] {}).ok());
+  runtime.StandStill(true);
+  runner.Fail({StatusCode::kDevice, "a rank is lost"});
+  const int64_t waits = runtime.waits();
+  EXPECT_EQ(runner.Finish().message(), "a rank is lost");
+  EXPECT_EQ(runner.Finish().message(), "a rank is lost");
+  EXPECT_EQ(runtime.waits(), waits);
+  EXPECT_THAT(runner.Begin(0, [] {}).message(), HasSubstr("does not end"));
+  runtime.StandStill(false);
 }
 
 class CudaBackendTest : public ::testing::Test {
@@ -282,6 +352,27 @@ TEST_F(CudaBackendTest, OperationsOutsideOfStepsRunBeforeTheyAreLookedAt) {
   EXPECT_EQ(halves[0], 0x4e00);  // 24
   EXPECT_EQ(halves[8], 0x4800);  // 8
   EXPECT_TRUE(backend_->Run(0, [] {}).ok());
+}
+
+// A backend made by one thread and asked by another, as a rank is started and run.
+TEST_F(CudaBackendTest, AnyThreadMayBeItsUser) {
+  std::thread([this] { EXPECT_GT(backend_->AvailableMemory(), 0); }).join();
+  std::thread([this] {
+    static_cast<void>(backend_->stream());
+    int64_t free = 0, total = 0;
+    EXPECT_EQ(runtime_->MemoryInfo(&free, &total), 0) << "it can launch work between steps";
+  }).join();
+}
+
+TEST(EmulatedRuntimeTest, NoticesAThreadThatForgotItsDevice) {
+  EmulatedRuntime first{EmulatedDevice{}};
+  EmulatedRuntime second{EmulatedDevice{}};  // is the thread's now
+  void* memory = nullptr;
+  EXPECT_EQ(first.Allocate(16, &memory), EmulatedRuntime::kMisuse);
+  EXPECT_THAT(first.misuses(), ElementsAre(HasSubstr("an allocation by a thread")));
+  EXPECT_EQ(first.MakeCurrent(), 0);
+  EXPECT_EQ(first.Allocate(16, &memory), 0);
+  EXPECT_EQ(first.Free(memory), 0);
 }
 
 TEST_F(CudaBackendTest, FullPrecisionWeightsAreRefused) {
