@@ -127,6 +127,12 @@ void ModelExecutor::Loop() {
     busy_ = !begun_.empty();
   }
   lock.unlock();
+  if (!status.ok()) {
+    // Other ranks may be in the middle of the step, and this device in a collective that they never
+    // come to: it is waited for only when nothing can hold it up any more.
+    rank_.communicator().Abort();
+    if (on_failure_) on_failure_();
+  }
   FinishAll(finished_well);  // what the device still writes to
   if (status.ok()) return;
   lock.lock();
@@ -134,13 +140,10 @@ void ModelExecutor::Loop() {
   waiting_.clear();
   busy_ = false;
   changed_.notify_all();
-  lock.unlock();
-  rank_.communicator().Abort();  // other ranks may be in the middle of the step
-  if (on_failure_) on_failure_();
 }
 
-// The steps before one that could not begin are good: whoever awaits them gets them. Those behind
-// one that failed are waited for and forgotten.
+// The steps before one that could not begin are good, unless the abort has ended their collectives:
+// whoever awaits them gets them. Those behind one that failed are waited for and forgotten.
 void ModelExecutor::FinishAll(bool publish) {
   while (!begun_.empty()) {
     if (!publish) {

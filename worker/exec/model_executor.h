@@ -25,7 +25,7 @@ class ModelExecutor final : public StepExecutor {
   // `rank` must outlive the executor, whose thread is its only user from now on. When a step fails
   // the group's collectives are aborted, so that no rank waits for this one, and `on_failure` is
   // called once, on that thread: it must make whoever waits for something else (the next plan) come
-  // and see.
+  // and see. Only then what the device still does is waited for.
   explicit ModelExecutor(Rank& rank, std::function<void()> on_failure = {});
   // Aborts the group's collectives if a step is still running.
   ~ModelExecutor() override;
