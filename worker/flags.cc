@@ -61,6 +61,8 @@ void Declare(cli::Options& options, Flags& flags) {
   options.Add("quantize", flags.quantize,
               "Quantize a full-precision model at load: none, rtn-g128 or rtn-gchn");
   options.AddFlag("no-prefix-caching", flags.no_prefix_caching, "Compute every prompt anew");
+  options.AddFlag("no-cuda-graphs", flags.no_cuda_graphs,
+                  "Launch decoding steps kernel by kernel, not as CUDA graphs; CPUs have none");
   options.Add("threads", flags.threads, "CPU threads of a rank; 0: cores / local ranks");
   options.Add("cpu-isa", flags.cpu_isa, "auto, reference, avx2, avxvnni or avx512vnni");
   options.Add("seed", flags.seed, "Seed of requests without one; default: drawn for each request")
@@ -104,6 +106,7 @@ absl::StatusOr<exec::ExecutorOptions> ExecutorOptionsOf(const Flags& flags, int 
   options.max_model_len = flags.max_model_len;
   options.max_num_seqs = flags.max_num_seqs;
   options.max_num_batched_tokens = flags.max_num_batched_tokens;
+  options.record_steps = !flags.no_cuda_graphs;
   if (flags.kv_cache_memory != "auto") {
     const auto bytes = cli::ParseBytes(flags.kv_cache_memory);
     if (!bytes || *bytes == 0) {

@@ -1,6 +1,7 @@
 // Whole models on the emulated GPU, with the kernels that GPUs run: near the CPU's logits, and the
 // same tokens to the bit whatever the schedule, with recorded steps and without, on one rank or
 // (per degree) on two that go through the host.
+#include <atomic>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -196,8 +197,12 @@ TEST_F(CudaModel, TokensDependNeitherOnTheScheduleNorOnRecordings) {
         alone.push_back(Draw(**rank, {}, {request}).front());
       }
     }
+    // Once serving, nothing is allocated: prefill in parts, mixed steps, decoding,
+    // log-probabilities and penalties.
+    const int64_t allocations = runtime->allocations();
     EXPECT_EQ(Draw(**rank, {.budget = 9}, Requests()), alone);
     EXPECT_EQ(Draw(**rank, {.pipelined = true}, Requests()), alone);
+    EXPECT_EQ(runtime->allocations(), allocations);
     EXPECT_EQ(runtime->graph_launches() > 0, record);
     EXPECT_TRUE(runtime->misuses().empty()) << runtime->misuses().front();
     std::vector<std::string> purposes;
@@ -208,6 +213,60 @@ TEST_F(CudaModel, TokensDependNeitherOnTheScheduleNorOnRecordings) {
       EXPECT_THAT(purposes, Contains(purpose));
     }
   }
+}
+
+// How often the device had been waited for when the group's collectives were aborted.
+class NotingCommunicator final : public worker::comm::Communicator {
+ public:
+  NotingCommunicator(kernels::Backend* backend, EmulatedRuntime* const* runtime,
+                     std::atomic<int64_t>* waits_at_abort)
+      : inner_(backend), runtime_(runtime), waits_at_abort_(waits_at_abort) {}
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  void AllReduceSum(kernels::Matrix<const float> partial, kernels::FloatMatrix sum) override {
+    inner_.AllReduceSum(partial, sum);
+  }
+  void GatherColumns(kernels::Matrix<const float> local, kernels::Matrix<float> out) override {
+    inner_.GatherColumns(local, out);
+  }
+  void BroadcastIds(int32_t* ids, int64_t count) override { inner_.BroadcastIds(ids, count); }
+  void Abort() override {
+    int64_t none = -1;
+    waits_at_abort_->compare_exchange_strong(none, (*runtime_)->waits());
+  }
+
+ private:
+  worker::comm::LocalCommunicator inner_;
+  EmulatedRuntime* const* runtime_;
+  std::atomic<int64_t>* waits_at_abort_;
+};
+
+TEST_F(CudaModel, AFailureAbortsBeforeTheDeviceIsWaitedFor) {
+  const ExecutorOptions options = Options(Write(Dtype::kBf16));
+  worker::comm::LocalHostGroup group;
+  EmulatedRuntime* runtime = nullptr;
+  std::atomic<int64_t> waits_at_abort = -1;
+  const auto communicator = [&](kernels::Backend& backend)
+      -> absl::StatusOr<std::unique_ptr<worker::comm::Communicator>> {
+    return std::make_unique<NotingCommunicator>(&backend, &runtime, &waits_at_abort);
+  };
+  auto rank = Rank::Create(options, group, communicator, {}, Emulated(&runtime));
+  ASSERT_TRUE(rank.ok()) << rank.status();
+  const auto plan_of = [](int64_t step) {
+    plan::StepPlan plan;
+    plan.step = plan::StepId(step);
+    return plan;
+  };
+  runtime->FailWaits(700);
+  const int64_t before = runtime->waits();
+  {
+    ModelExecutor executor(**rank);
+    ASSERT_TRUE(executor.Enqueue(plan_of(1)).ok());
+    ASSERT_TRUE(executor.Enqueue(plan_of(2)).ok());
+    EXPECT_FALSE(executor.Await(plan::StepId(1)).ok());
+  }
+  EXPECT_EQ(waits_at_abort, before + 1) << "for the step that failed, and for no other";
+  runtime->FailWaits(0);
 }
 
 TEST_F(CudaModel, TheKvCacheIsWhatTheLargestStepsLeave) {
@@ -232,6 +291,7 @@ TEST_F(CudaModel, TheKvCacheIsWhatTheLargestStepsLeave) {
   EXPECT_EQ(rank.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(rank.status().message()), HasSubstr("would fit"));
   EXPECT_THAT(std::string(rank.status().message()), HasSubstr("weights"));
+  EXPECT_THAT(std::string(rank.status().message()), HasSubstr("--tensor-parallel-size 2 a rank"));
 }
 
 // Two ranks on emulated GPUs, by way of the host; what rank 0 draws.

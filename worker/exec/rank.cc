@@ -17,6 +17,7 @@
 #include "worker/comm/nccl_communicator.h"
 #include "worker/comm/shared_memory_communicator.h"
 #include "worker/exec/agreement.h"
+#include "worker/exec/memory_need.h"
 #include "worker/exec/numerics_id.h"
 #include "worker/exec/step_key.h"
 #include "worker/exec/warm_step.h"
@@ -52,7 +53,6 @@ int ThreadsOf(const ExecutorOptions& options) {
   return std::max(1, cores / std::max(1, options.tensor_parallel_size));
 }
 
-}  // namespace
 // What connects CPUs: memory that they share on one host, TCP where that cannot be.
 absl::StatusOr<std::unique_ptr<comm::Communicator>> HostCommunicator(
     const comm::GlooOptions& options, group::KeyValueStore* store, bool one_host,
@@ -66,6 +66,7 @@ absl::StatusOr<std::unique_ptr<comm::Communicator>> HostCommunicator(
   return comm::CreateGlooCommunicator(options, store, &backend);
 }
 
+}  // namespace
 
 CommunicatorFactory DefaultCommunicator(const comm::GlooOptions& options,
                                         group::KeyValueStore* store, uint64_t generation,
@@ -109,6 +110,9 @@ class Rank::Builder {
     if (asynchronous) RETURN_IF_ERROR(Phase("largest steps", [&] { return RunLargestSteps(); }));
     RETURN_IF_ERROR(Phase("kv cache", [&] { return MakeKvCache(); }));
     RETURN_IF_ERROR(Phase("trial step", [&] { return TrialStep(); }));
+    if (!asynchronous && !options_.record_steps) {
+      LOG_INFO("no-cuda-graphs changes nothing: this device has no graphs");
+    }
     if (asynchronous && options_.record_steps && !rank_->communicator_->WaitsForDevice()) {
       RETURN_IF_ERROR(Phase("recording", [&] { return RecordSteps(); }));
     }
@@ -136,6 +140,7 @@ class Rank::Builder {
                                         .cpu_isa = options_.cpu_isa,
                                         .model_type = checkpoint_->config().float_type})));
     rank_->description_.device = rank_->backend_->info();
+    free_at_start_ = rank_->backend_->AvailableMemory();
     return absl::OkStatus();
   }
 
@@ -170,12 +175,29 @@ class Rank::Builder {
                                           .kv_formats = description.kv_formats,
                                           .quantization = options_.quantize});
     RETURN_IF_ERROR(RequireEqual(group_, "checkpoint", checkpoint->digest()));
-    RETURN_IF_ERROR(DecideModelLength());
-    ASSIGN_OR_RETURN(model::ModelWeights weights,
-                     model::LoadWeights(*checkpoint, shard_, *rank_->backend_, weight_options));
+    RETURN_IF_ERROR(WithAdvice(DecideModelLength()));
+    absl::StatusOr<model::ModelWeights> loaded =
+        model::LoadWeights(*checkpoint, shard_, *rank_->backend_, weight_options);
+    if (!loaded.ok()) return WithAdvice(loaded.status());
+    model::ModelWeights weights = *std::move(loaded);
     description.weight_bytes = weights.device_bytes;
     description.checkpoint_bytes = checkpoint->bytes_read();
     return MakeModel(std::move(weights));
+  }
+
+  // Where a device is too small for the model and `tokens` tokens, or for one sequence: how many of
+  // its kind would do.
+  absl::Status WithAdvice(const absl::Status& status, int64_t tokens = 0) const {
+    const ModelDescription& description = rank_->description_;
+    if (!absl::IsResourceExhausted(status) || !description.device.asynchronous) return status;
+    const ServedFormats formats = {.linears = LinearFormat(description.config, options_.quantize),
+                                   .lm_head = description.lm_head,
+                                   .kv = description.kv_formats};
+    if (tokens == 0) tokens = std::max<int64_t>(rank_->limits_.max_model_len, plan::kBlockTokens);
+    return absl::ResourceExhaustedError(std::string(status.message()) +
+                                        DegreeAdvice(description.config, formats,
+                                                     options_.tensor_parallel_size, tokens,
+                                                     free_at_start_));
   }
 
   // Positions that the model was made for, or fewer if asked. A length that nobody asked for
@@ -232,8 +254,8 @@ class Rank::Builder {
       limits.max_model_len = static_cast<int32_t>(
           std::min<int64_t>(limits.max_model_len, blocks * plan::kBlockTokens));
     }
-    RETURN_IF_ERROR(CheckCapacity(blocks));
-    RETURN_IF_ERROR(CheckMemory(blocks));
+    RETURN_IF_ERROR(WithAdvice(CheckCapacity(blocks)));
+    RETURN_IF_ERROR(WithAdvice(CheckMemory(blocks), blocks * plan::kBlockTokens));
     limits.blocks = static_cast<int32_t>(blocks);
     ASSIGN_OR_RETURN(rank_->kv_cache_,
                      KvCache::Create(*rank_->backend_, kv_shapes_, limits.blocks));
@@ -269,6 +291,7 @@ class Rank::Builder {
     ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
                      KvCache::Create(*rank_->backend_, kv_shapes_, 1));
     RETURN_IF_ERROR(RunStep(WarmStep::Prefill(limits), *cache));
+    RETURN_IF_ERROR(RunStep(WarmStep::Mixed(limits), *cache));
     return RunStep(WarmStep::Decode(limits, RecordedRows(limits).back()), *cache);
   }
 
@@ -301,6 +324,7 @@ class Rank::Builder {
   const std::function<void(int64_t, int64_t)> progress_;
   const int threads_;
   std::unique_ptr<Rank> rank_;
+  int64_t free_at_start_ = 0;                           // of the device, before the weights
   std::unique_ptr<checkpoint::Checkpoint> checkpoint_;  // from the backend's making to the weights
   model::Shard shard_;
   std::vector<kernels::KvShape> kv_shapes_;

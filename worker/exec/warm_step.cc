@@ -40,4 +40,16 @@ WarmStep WarmStep::Prefill(const ExecutorLimits& limits) {
   return step;
 }
 
+WarmStep WarmStep::Mixed(const ExecutorLimits& limits) {
+  WarmStep step(limits);
+  const int64_t sequences = std::min<int64_t>(limits.slots, limits.max_step_tokens);
+  int64_t left = limits.max_step_tokens;
+  for (int64_t behind = sequences - 1; behind >= 0; --behind) {
+    const int64_t rows = behind == 0 ? std::min<int64_t>(left, limits.max_model_len) : 1;
+    step.AddSequence(rows);
+    left -= rows;
+  }
+  return step;
+}
+
 }  // namespace qserve::worker::exec

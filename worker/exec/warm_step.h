@@ -17,6 +17,9 @@ class WarmStep {
   // `rows` sequences of one token at position 0, each with a block table as long as any can be, all
   // of whose next tokens are drawn.
   static WarmStep Decode(const ExecutorLimits& limits, int32_t rows);
+  // As many sequences as a step may have, one of them with all the tokens that the others leave:
+  // what passes from the host is the most that any step has.
+  static WarmStep Mixed(const ExecutorLimits& limits);
   // As many tokens as a step may have, in sequences as long as any may be; nothing is drawn.
   static WarmStep Prefill(const ExecutorLimits& limits);
 

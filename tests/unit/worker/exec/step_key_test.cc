@@ -75,6 +75,12 @@ TEST(WarmStep, IsAsLargeAsStepsMayBe) {
   EXPECT_EQ(prefill.inputs().sequences[2].first_row, 260);
   EXPECT_EQ(prefill.inputs().sequences[2].row_count, 40);
   EXPECT_THAT(prefill.inputs().sampling, IsEmpty());
+  const WarmStep mixed = WarmStep::Mixed(Limits(4, 100));
+  EXPECT_EQ(mixed.inputs().token_ids.size(), 100u);
+  ASSERT_EQ(mixed.inputs().sequences.size(), 4u);
+  EXPECT_EQ(mixed.inputs().sequences[3].first_row, 3);
+  EXPECT_EQ(mixed.inputs().sequences[3].row_count, 97);
+  EXPECT_EQ(WarmStep::Mixed(Limits(9, 4)).inputs().sequences.size(), 4u) << "a token each";
 }
 
 }  // namespace
