@@ -3,6 +3,8 @@
 // attention_f16.cu.
 #include "kernels/cuda/attention.h"
 
+#include <algorithm>
+
 #include "kernels/cuda/attention_launch.h"
 #include "kernels/cuda/device/attention_combine.h"
 
@@ -74,13 +76,15 @@ DeviceError LaunchAttentionCombine(StreamHandle stream, const AttentionCombineLa
   p.arrived = launch.arrived;
   // Few rows share the device's multiprocessors, many have enough with one block each.
   constexpr int64_t kManyRows = 256;
+  const auto blocks_of = [columns](int64_t width) { return (columns + width - 1) / width; };
   const int64_t blocks =
       launch.out.rows >= kManyRows
           ? 1
-          : (columns + AttentionCombine::kBlockColumns - 1) / AttentionCombine::kBlockColumns;
+          : std::clamp(kManyRows / launch.out.rows, blocks_of(AttentionCombine::kBlockColumns),
+                       blocks_of(AttentionCombine::kSlice));
   return Launch<AttentionCombine>(stream,
                                   {static_cast<int>(launch.out.rows), static_cast<int>(blocks)},
-                                  AttentionCombine::SharedBytes(columns), p);
+                                  AttentionCombine::SharedBytes(columns, blocks > 1), p);
 }
 
 }  // namespace qserve::kernels::cuda
