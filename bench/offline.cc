@@ -7,15 +7,11 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "bench/workload.h"
-#include "common/clock.h"
 #include "common/status_macros.h"
-#include "worker/comm/local_host_group.h"
-#include "worker/engine/engine.h"
 #include "worker/engine/token_channel.h"
-#include "worker/exec/model_executor.h"
-#include "worker/exec/rank.h"
 
 namespace qserve::bench {
 namespace {
@@ -111,13 +107,17 @@ class Batch {
   int32_t finished_ = 0;
 };
 
+// The scheduler keeps some blocks available when it admits, so a cache that fits exactly is not
+// enough.
+int64_t BlocksOf(int64_t batch, int64_t positions) {
+  const int64_t blocks = (positions + kBlockTokens - 1) / kBlockTokens * batch;
+  return blocks + blocks / 16 + batch + 8;
+}
+
 // Preemption would be measured otherwise, as if it were decoding.
 absl::Status CheckFits(const OfflineOptions& options, const worker::exec::ExecutorLimits& limits) {
   const int64_t positions = int64_t{options.prompt_length} + options.output_length;
-  const int64_t blocks = (positions + kBlockTokens - 1) / kBlockTokens * options.batch;
-  // The scheduler keeps some blocks available when it admits, so a cache that fits exactly is not
-  // enough.
-  const int64_t enough = blocks + blocks / 16 + options.batch + 8;
+  const int64_t enough = BlocksOf(options.batch, positions);
   // Too small a cache also shortens the context, so it is named first.
   if (enough > limits.blocks) {
     return absl::InvalidArgumentError(fmt::format(
@@ -128,6 +128,10 @@ absl::Status CheckFits(const OfflineOptions& options, const worker::exec::Execut
     return absl::InvalidArgumentError(
         fmt::format("prompt and output have {} positions, more than the context of {}", positions,
                     limits.max_model_len));
+  }
+  if (options.batch > limits.slots) {
+    return absl::InvalidArgumentError(
+        fmt::format("the batch of {} is more than the {} at once", options.batch, limits.slots));
   }
   return absl::OkStatus();
 }
@@ -179,38 +183,77 @@ std::string RatesText(const char* name, const std::vector<double>& rates) {
 
 }  // namespace
 
-absl::StatusOr<OfflineResult> RunOffline(const OfflineOptions& options) {
-  worker::exec::ExecutorOptions executor_options = options.executor;
-  executor_options.max_num_seqs = options.batch;
+absl::StatusOr<std::unique_ptr<OfflineSession>> OfflineSession::Load(
+    const worker::exec::ExecutorOptions& executor, const worker::exec::BackendFactory& backend) {
   const SteadyClock clock;
-  const TimePoint load_start = clock.Now();
+  const TimePoint start = clock.Now();
   worker::comm::LocalHostGroup group;
-  ASSIGN_OR_RETURN(const auto rank,
-                   worker::exec::Rank::Create(executor_options, group,
-                                              worker::exec::DefaultCommunicator({}, nullptr)));
-  RETURN_IF_ERROR(CheckFits(options, rank->limits()));
-  worker::exec::ModelExecutor executor(*rank);
+  ASSIGN_OR_RETURN(
+      auto rank, worker::exec::Rank::Create(
+                     executor, group, worker::exec::DefaultCommunicator({}, nullptr), {}, backend));
+  return std::unique_ptr<OfflineSession>(
+      new OfflineSession(executor, std::move(rank), ToSeconds(clock.Now() - start)));
+}
+
+OfflineSession::OfflineSession(const worker::exec::ExecutorOptions& executor,
+                               std::unique_ptr<worker::exec::Rank> rank, double load_seconds)
+    : rank_(std::move(rank)),
+      load_seconds_(load_seconds),
+      executor_(*rank_),
+      engine_({.max_batched_tokens = executor.max_num_batched_tokens,
+               .max_queue = executor.max_num_seqs,
+               .prefix_caching = false},
+              executor_, group_, clock_) {}
+
+int32_t OfflineSession::LargestBatch(int32_t prompt_length, int32_t output_length) const {
+  const worker::exec::ExecutorLimits& limits = rank_->limits();
+  const int64_t positions = int64_t{prompt_length} + output_length;
+  if (positions > limits.max_model_len) return 0;
+  int32_t fits = 0, too_many = limits.slots + 1;
+  while (too_many - fits > 1) {
+    const int32_t middle = fits + (too_many - fits) / 2;
+    (BlocksOf(middle, positions) <= limits.blocks ? fits : too_many) = middle;
+  }
+  return fits;
+}
+
+absl::StatusOr<OfflineRun> OfflineSession::RunBatch(const OfflineOptions& options,
+                                                    int32_t prompt_length, int32_t output_length) {
+  const int64_t preemptions = engine_.Stats().preemptions;
+  const int64_t first_prompt = std::exchange(next_prompt_, next_prompt_ + options.batch);
+  ASSIGN_OR_RETURN(const OfflineRun run,
+                   Batch(engine_, clock_)
+                       .Run(options, first_prompt, prompt_length, output_length,
+                            rank_->description().config.vocab_size));
+  if (engine_.Stats().preemptions > preemptions)
+    return absl::InternalError("sequences were preempted: the numbers would mislead");
+  return run;
+}
+
+absl::Status OfflineSession::WarmUp(const OfflineOptions& options) {
+  RETURN_IF_ERROR(CheckFits(options, rank_->limits()));
+  return RunBatch(options, std::min(kWarmUpPrompt, options.prompt_length),
+                  std::min(kWarmUpOutput, options.output_length))
+      .status();
+}
+
+absl::StatusOr<OfflineRun> OfflineSession::Run(const OfflineOptions& options) {
+  RETURN_IF_ERROR(CheckFits(options, rank_->limits()));
+  return RunBatch(options, options.prompt_length, options.output_length);
+}
+
+absl::StatusOr<OfflineResult> RunOffline(const OfflineOptions& options) {
+  worker::exec::ExecutorOptions executor = options.executor;
+  executor.max_num_seqs = options.batch;
+  ASSIGN_OR_RETURN(const auto session, OfflineSession::Load(executor));
+  RETURN_IF_ERROR(session->WarmUp(options));
   OfflineResult result;
-  result.load_seconds = ToSeconds(clock.Now() - load_start);
-  result.model = DescribeModel(options, *rank);
-  Engine engine({.max_batched_tokens = executor_options.max_num_batched_tokens,
-                 .max_queue = options.batch,
-                 .prefix_caching = false},
-                executor, group, clock);
-  const int64_t vocabulary = rank->description().config.vocab_size;
-  RETURN_IF_ERROR(Batch(engine, clock)
-                      .Run(options, -options.batch, std::min(kWarmUpPrompt, options.prompt_length),
-                           std::min(kWarmUpOutput, options.output_length), vocabulary)
-                      .status());
+  result.load_seconds = session->load_seconds();
+  result.model = DescribeModel(options, session->rank());
   for (int32_t i = 0; i < options.repeat; ++i) {
-    ASSIGN_OR_RETURN(const OfflineRun run,
-                     Batch(engine, clock)
-                         .Run(options, int64_t{i} * options.batch, options.prompt_length,
-                              options.output_length, vocabulary));
+    ASSIGN_OR_RETURN(const OfflineRun run, session->Run(options));
     result.runs.push_back(run);
   }
-  if (engine.Stats().preemptions > 0)
-    return absl::InternalError("sequences were preempted: the numbers would mislead");
   return result;
 }
 
