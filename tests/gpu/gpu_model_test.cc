@@ -1,6 +1,7 @@
-// The demo model on a GPU, end to end: the same tokens in every company, after a restart, with
+// The demo model on GPUs, end to end: the same tokens in every company, after a restart, with
 // recorded steps and without, through NCCL in a group of one, and per degree with ranks that share
-// the GPU by way of the host.
+// the GPU by way of the host, or have one each and NCCL between them.
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -137,24 +138,25 @@ TEST_P(GpuModel, NcclInAGroupOfOneChangesNothing) {
   EXPECT_EQ(Draw(*rank, {.pipelined = true}, Requests()), expected);
 }
 
-// All ranks on one GPU, as threads; rank 0 drives.
-std::vector<Drawn> DrawInGroup(ExecutorOptions options, int size, const Schedule& schedule) {
+// How a rank of a group is connected, by its index.
+using GroupCommunicator = std::function<absl::StatusOr<std::unique_ptr<worker::comm::Communicator>>(
+    int index, kernels::Backend& backend)>;
+
+// Ranks as threads, each on GPU `index` or all on the first; rank 0 drives.
+std::vector<Drawn> DrawInGroup(ExecutorOptions options, int size, bool own_gpus,
+                               const Schedule& schedule, const GroupCommunicator& communicator) {
   options.tensor_parallel_size = size;
-  worker::comm::ThreadHub hub(size);
   worker::comm::ThreadHostHub host_hub(size);
   std::vector<Drawn> drawn;
   OnRanks(size, [&](int index) {
     worker::comm::ThreadHostGroup group(&host_hub, index);
     ExecutorOptions mine = options;
     mine.rank = index;
+    mine.device_ordinal = own_gpus ? index : 0;
     auto rank = Rank::Create(
-        mine, group,
-        [&](kernels::Backend& backend)
-            -> absl::StatusOr<std::unique_ptr<worker::comm::Communicator>> {
-          return std::make_unique<worker::comm::HostStagedCommunicator>(
-              &backend, std::make_unique<worker::comm::ThreadCommunicator>(&hub, index, &backend));
-        });
+        mine, group, [&](kernels::Backend& backend) { return communicator(index, backend); });
     ASSERT_TRUE(rank.ok()) << rank.status();
+    EXPECT_EQ((*rank)->recorded_rows().empty(), !own_gpus || !options.record_steps);
     ModelExecutor executor(**rank);
     if (index != 0) {
       const absl::Status ended = worker::exec::RunFollower(group, executor);
@@ -173,22 +175,77 @@ std::vector<Drawn> DrawInGroup(ExecutorOptions options, int size, const Schedule
   return drawn;
 }
 
+std::vector<Drawn> DrawOnOneGpu(const ExecutorOptions& options, int size,
+                                const Schedule& schedule) {
+  worker::comm::ThreadHub hub(size);
+  return DrawInGroup(options, size, false, schedule, [&](int index, kernels::Backend& backend) {
+    return std::make_unique<worker::comm::HostStagedCommunicator>(
+        &backend, std::make_unique<worker::comm::ThreadCommunicator>(&hub, index, &backend));
+  });
+}
+
+std::vector<Drawn> DrawByNccl(const ExecutorOptions& options, int size, const Schedule& schedule) {
+  worker::comm::MemoryStore store;
+  return DrawInGroup(options, size, true, schedule, [&](int index, kernels::Backend& backend) {
+    return worker::comm::CreateNcclCommunicator({.rank = index, .size = size}, &store, &backend);
+  });
+}
+
 TEST_P(GpuModel, RanksThatShareTheGpuGiveTheSameTokensInEveryCompany) {
   for (const int size : {2, 4}) {
-    const std::vector<Drawn> crowd = DrawInGroup(Options(GetParam()), size, {});
+    const std::vector<Drawn> crowd = DrawOnOneGpu(Options(GetParam()), size, {});
     ASSERT_EQ(crowd.size(), Requests().size());
-    EXPECT_EQ(DrawInGroup(Options(GetParam()), size, {.budget = 33, .concurrency = 2}), crowd)
+    EXPECT_EQ(DrawOnOneGpu(Options(GetParam()), size, {.budget = 33, .concurrency = 2}), crowd)
         << size << " ranks";
   }
 }
 
+// Sums in rank order have the same bits whoever moves them, and whether their moving was recorded:
+// with graphs NCCL's collectives are captured.
+class GpuModelOnSeveral : public GpuModel {
+ protected:
+  // Unavailable where libnccl.so.2 is not to be found.
+  static absl::Status ConnectAlone() {
+    const auto backend = kernels::CreateCudaBackend({});
+    if (!backend.ok()) return absl::InternalError(backend.status().message());
+    worker::comm::MemoryStore store;
+    return worker::comm::CreateNcclCommunicator({}, &store, backend->get()).status();
+  }
+
+  void ExpectSameByNccl(int size) {
+    const int gpus = kernels::CudaDeviceCount();
+    if (gpus < size) GTEST_SKIP() << size << " GPUs are needed, and there are " << gpus;
+    const absl::Status alone = ConnectAlone();
+    if (absl::IsUnavailable(alone)) GTEST_SKIP() << alone;
+    ASSERT_TRUE(alone.ok()) << alone;
+    ExecutorOptions options = Options(GetParam());
+    const std::vector<Drawn> expected = DrawOnOneGpu(options, size, {});
+    ASSERT_EQ(expected.size(), Requests().size());
+    options.record_steps = false;
+    EXPECT_EQ(DrawByNccl(options, size, {}), expected) << "without graphs";
+    options.record_steps = true;
+    EXPECT_EQ(DrawByNccl(options, size, {}), expected) << "with graphs";
+    EXPECT_EQ(DrawByNccl(options, size, {.budget = 33, .concurrency = 2, .pipelined = true}),
+              expected)
+        << "with graphs, in other company";
+  }
+};
+
+TEST_P(GpuModelOnSeveral, TwoRanksByNcclGiveTheTokensOfTwoOnOneGpu) { ExpectSameByNccl(2); }
+
+TEST_P(GpuModelOnSeveral, FourRanksByNcclGiveTheTokensOfFourOnOneGpu) { ExpectSameByNccl(4); }
+
+std::string SchemeName(const ::testing::TestParamInfo<LoadQuantization>& scheme) {
+  return scheme.param == LoadQuantization::kRtnGroup128 ? "g128" : "per_channel";
+}
 INSTANTIATE_TEST_SUITE_P(Schemes, GpuModel,
                          ::testing::Values(LoadQuantization::kRtnGroup128,
                                            LoadQuantization::kRtnPerChannel),
-                         [](const auto& scheme) {
-                           return scheme.param == LoadQuantization::kRtnGroup128 ? "g128"
-                                                                                 : "per_channel";
-                         });
+                         SchemeName);
+INSTANTIATE_TEST_SUITE_P(Schemes, GpuModelOnSeveral,
+                         ::testing::Values(LoadQuantization::kRtnGroup128,
+                                           LoadQuantization::kRtnPerChannel),
+                         SchemeName);
 
 }  // namespace
 }  // namespace qserve::tests
