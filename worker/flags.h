@@ -33,6 +33,7 @@ struct Flags {
   std::string lm_head_dtype = "auto";
   std::string quantize = "none";
   bool no_prefix_caching = false;
+  bool no_cuda_graphs = false;
   int threads = 0;
   std::string cpu_isa = "auto";
   std::optional<uint64_t> seed;
