@@ -26,6 +26,7 @@ command -v nvidia-smi >/dev/null || skip "a GPU device is there, but no nvidia-s
 gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1) || skip "nvidia-smi finds no usable GPU"
 
 ours=(env)
+if [[ -f "$here/carried.tar.gz" && ! -d "$here/bin" ]]; then tar xzf "$here/carried.tar.gz" -C "$here"; fi
 if [[ -x "$here/bin/gpu_bench" ]]; then  # carried by pack.sh
   bin="$here/bin"
   ours=(env "LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")  # not the peers' libraries

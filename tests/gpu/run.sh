@@ -35,6 +35,7 @@ nvidia-smi --query-gpu=name,compute_cap,memory.total,driver_version --format=csv
 # Sets `bin` to the folder of the test programs and goes to where the demo model is.
 libraries="${LD_LIBRARY_PATH:-}"
 find_programs() {
+  if [[ -f "$here/carried.tar.gz" && ! -d "$here/bin" ]]; then tar xzf "$here/carried.tar.gz" -C "$here"; fi
   if [[ -x "$here/bin/gpu_test" ]]; then  # carried by pack.sh
     bin="$here/bin"
     cd "$here"
@@ -99,6 +100,9 @@ run_tests() {
 
 find_nccl
 find_programs
+# Tests that skip themselves are no success.
+usable="$(env LD_LIBRARY_PATH="$libraries" "$bin/gpu_test" --gtest_filter=GpuParity.NormsAndGates 2>&1 || true)"
+[[ "$usable" != *"no NVIDIA GPU that CUDA can use"* ]] || skip "nvidia-smi shows a GPU that CUDA cannot use: is the driver too old (CUDA 13 wants 580)?"
 [[ $tests -eq 0 ]] || run_tests
 [[ ${#tools[@]} -eq 0 ]] || sanitize
 if [[ ${#failed[@]} -gt 0 ]]; then
