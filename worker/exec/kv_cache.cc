@@ -121,4 +121,24 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend& backe
   return cache;
 }
 
+absl::StatusOr<std::unique_ptr<KvCache>> KvCache::CreateScratch(kernels::Backend& backend,
+                                                                std::span<const KvShape> shapes,
+                                                                int32_t blocks) {
+  QSERVE_CHECK(blocks > 0);
+  std::unique_ptr<KvCache> cache(new KvCache);
+  cache->blocks_ = blocks;
+  cache->bytes_per_token_ = KvBytesPerToken(shapes);
+  int64_t largest = 0;
+  for (const KvShape& shape : shapes) largest = std::max(largest, kernels::KvPageBytes(shape));
+  ASSIGN_OR_RETURN(kernels::Buffer buffer,
+                   model::ToAbsl(backend.Allocate(largest * blocks, "kv cache")));
+  for (const KvShape& shape : shapes) {
+    cache->layers_.push_back(
+        {.shape = shape,
+         .pages = {.pages = buffer.data(), .page_bytes = kernels::KvPageBytes(shape)}});
+  }
+  cache->buffers_.push_back(std::move(buffer));
+  return cache;
+}
+
 }  // namespace qserve::worker::exec

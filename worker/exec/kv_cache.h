@@ -44,6 +44,10 @@ class KvCache {
                                                          std::span<const kernels::KvShape> shapes,
                                                          int32_t blocks);
 
+  // The same, but all layers lie in one another's place: for steps that nobody reads again.
+  static absl::StatusOr<std::unique_ptr<KvCache>> CreateScratch(
+      kernels::Backend& backend, std::span<const kernels::KvShape> shapes, int32_t blocks);
+
   std::span<const model::LayerKv> layers() const { return layers_; }
   int32_t blocks() const { return blocks_; }
   int64_t bytes_per_token() const { return bytes_per_token_; }

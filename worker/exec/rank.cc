@@ -284,15 +284,18 @@ class Rank::Builder {
         0, [&] { rank_->model_->Forward(step.inputs(), cache.layers(), &results); }));
   }
 
-  // Through a KV cache of one page, so that the device's workspaces are there before the cache
+  // Through a KV cache of a moment, so that the device's workspaces are there before the real one
   // takes what is left.
   absl::Status RunLargestSteps() {
     const ExecutorLimits& limits = rank_->limits_;
+    const WarmStep steps[] = {WarmStep::Prefill(limits), WarmStep::Mixed(limits),
+                              WarmStep::Decode(limits, RecordedRows(limits).back())};
+    int32_t pages = 0;
+    for (const WarmStep& step : steps) pages = std::max(pages, step.pages());
     ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache,
-                     KvCache::Create(*rank_->backend_, kv_shapes_, 1));
-    RETURN_IF_ERROR(RunStep(WarmStep::Prefill(limits), *cache));
-    RETURN_IF_ERROR(RunStep(WarmStep::Mixed(limits), *cache));
-    return RunStep(WarmStep::Decode(limits, RecordedRows(limits).back()), *cache);
+                     KvCache::CreateScratch(*rank_->backend_, kv_shapes_, pages));
+    for (const WarmStep& step : steps) RETURN_IF_ERROR(RunStep(step, *cache));
+    return absl::OkStatus();
   }
 
   // One token through the whole model: what this backend has no kernel for, or a wire that does not

@@ -1,6 +1,6 @@
 // Steps of nobody's tokens, run by rank.cc at start-up: to see that every kernel and wire is there,
 // to make the device allocate what the largest steps need before the KV cache takes the rest, and
-// to be recorded. All of them write to page 0 alone, whatever their number of tokens.
+// to be recorded. Sequences have pages of their own as far as the KV cache has pages.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,10 @@ class WarmStep {
   // As many tokens as a step may have, in sequences as long as any may be; nothing is drawn.
   static WarmStep Prefill(const ExecutorLimits& limits);
 
+  // Pages that are written to: 0 to pages() - 1; never more than limits.blocks, if that is known
+  // (not 0).
+  int32_t pages() const { return pages_; }
+
   WarmStep(WarmStep&&) = default;
   WarmStep& operator=(WarmStep&&) = default;
 
@@ -35,10 +39,13 @@ class WarmStep {
   }
 
  private:
-  explicit WarmStep(const ExecutorLimits& limits);
+  WarmStep() = default;
   void AddSequence(int64_t rows);
+  void AssignPages(const ExecutorLimits& limits);
 
-  std::vector<int32_t> block_table_;  // zeros; what the spans point to stays when this is moved
+  int32_t pages_ = 0;
+  // Block tables, one within the other; what the spans point to stays when this is moved.
+  std::vector<int32_t> block_table_;
   std::vector<int32_t> tokens_;
   std::vector<kernels::SequenceSpan> sequences_;
   std::vector<int32_t> logit_rows_;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <set>
 
 #include "worker/exec/warm_step.h"
 
@@ -14,6 +15,7 @@ namespace {
 using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
+using ::testing::Lt;
 
 ExecutorLimits Limits(int32_t slots, int64_t max_step_tokens) {
   return {.slots = slots,
@@ -58,16 +60,42 @@ TEST(StepKey, IsTheNextRecordingOfADecodingStep) {
   EXPECT_EQ(StepKey(Batch({1}, 1), {}), 0u) << "nothing is recorded";
 }
 
+TEST(WarmStep, NoTwoSequencesWriteToAPageWhereThereAreEnough) {
+  ExecutorLimits limits = Limits(9, 300);
+  limits.blocks = 0;
+  const WarmStep steps[] = {WarmStep::Prefill(limits), WarmStep::Mixed(limits),
+                            WarmStep::Decode(limits, 7)};
+  for (const WarmStep& step : steps) {
+    std::set<int32_t> written;
+    int64_t pages = 0;
+    for (const kernels::SequenceSpan& sequence : step.inputs().sequences) {
+      const int64_t own = (sequence.row_count + plan::kBlockTokens - 1) / plan::kBlockTokens;
+      for (int64_t i = 0; i < own; ++i)
+        written.insert(sequence.block_table[static_cast<size_t>(i)]);
+      pages += own;
+    }
+    EXPECT_EQ(std::ssize(written), pages);
+    EXPECT_EQ(*written.rbegin(), pages - 1);
+    EXPECT_EQ(step.pages(), pages);
+  }
+  limits.blocks = 2;
+  const WarmStep step = WarmStep::Decode(limits, 7);
+  EXPECT_EQ(step.pages(), 2);
+  for (const kernels::SequenceSpan& sequence : step.inputs().sequences) {
+    EXPECT_THAT(sequence.block_table, Each(Lt(2)));
+  }
+}
+
 TEST(WarmStep, IsAsLargeAsStepsMayBe) {
   const WarmStep decode = WarmStep::Decode(Limits(4, 300), 3);
   const model::StepInputs inputs = decode.inputs();
   EXPECT_EQ(inputs.token_ids.size(), 3u);
   EXPECT_EQ(inputs.sampling.size(), 3u);
   EXPECT_THAT(inputs.logit_rows, ElementsAre(0, 1, 2));
-  for (const kernels::SequenceSpan& sequence : inputs.sequences) {
-    EXPECT_EQ(sequence.row_count, 1);
-    EXPECT_EQ(sequence.block_table.size(), 3u);
-    EXPECT_THAT(sequence.block_table, Each(0));
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(inputs.sequences[i].row_count, 1);
+    EXPECT_EQ(inputs.sequences[i].block_table.size(), 3u);
+    EXPECT_EQ(inputs.sequences[i].block_table[0], static_cast<int32_t>(i));
   }
   const WarmStep prefill = WarmStep::Prefill(Limits(4, 300));
   EXPECT_EQ(prefill.inputs().token_ids.size(), 300u);
