@@ -9,7 +9,8 @@
 namespace qserve::bench {
 
 // Runs `steps` turns of a register-only loop and returns the multiply-accumulates done. Null if the
-// binary has no loop for it. `isa`: "avx2", "avxvnni", "avx512vnni".
+// binary has no loop for it. `isa`: "avx2", "avxvnni", "avx512vnni", "avx512amx";
+// the last in a process that has made a backend of it, which asks for the tile registers.
 using PeakLoop = int64_t (*)(int64_t steps);
 PeakLoop IntegerPeakLoop(const std::string& isa);
 
@@ -20,6 +21,9 @@ namespace avxvnni {
 int64_t PeakSteps(int64_t steps);
 }
 namespace avx512vnni {
+int64_t PeakSteps(int64_t steps);
+}
+namespace avx512amx {
 int64_t PeakSteps(int64_t steps);
 }
 

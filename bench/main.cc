@@ -88,7 +88,7 @@ void Declare(cli::Options& options, OfflineFlags& flags) {
   options.Add("threads", flags.offline.executor.threads, "CPU threads; 0: all cores")
       ->check(CLI::Range(0, 4096));
   options.Add("cpu-isa", flags.offline.executor.cpu_isa,
-              "auto, reference, avx2, avxvnni or avx512vnni");
+              "auto, reference, avx2, avxvnni, avx512vnni or avx512amx");
   options.Add("max-num-batched-tokens", flags.offline.executor.max_num_batched_tokens,
               "Tokens in a step");
   options.Add("kv-cache-memory", flags.kv_cache_memory, "Bytes, KiB, MiB or GiB; auto");

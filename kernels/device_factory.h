@@ -11,11 +11,11 @@
 namespace qserve::kernels {
 
 struct DeviceOptions {
-  std::string device = "auto";  // auto | cpu | cuda: auto takes a GPU where there is one
-  int ordinal = 0;              // which GPU
-  int threads = 0;              // of the host for this rank, 0 = all cores; a GPU's pack weights
-  std::string cpu_isa =
-      "auto";  // auto | reference | avx2 | avxvnni | avx512vnni; auto also reads QSERVE_CPU_ISA
+  std::string device = "auto";   // auto | cpu | cuda: auto takes a GPU where there is one
+  int ordinal = 0;               // which GPU
+  int threads = 0;               // of the host for this rank, 0 = all cores; a GPU's pack weights
+  std::string cpu_isa = "auto";  // auto | reference | avx2 | avxvnni | avx512vnni | avx512amx; auto
+                                 // also reads QSERVE_CPU_ISA
   // The floating-point type of the model: a GPU's activations are bf16 if it is, else fp16.
   FloatType model_type = FloatType::kF16;
 };

@@ -64,7 +64,7 @@ void Declare(cli::Options& options, Flags& flags) {
   options.AddFlag("no-cuda-graphs", flags.no_cuda_graphs,
                   "Launch decoding steps kernel by kernel, not as CUDA graphs; CPUs have none");
   options.Add("threads", flags.threads, "CPU threads of a rank; 0: cores / local ranks");
-  options.Add("cpu-isa", flags.cpu_isa, "auto, reference, avx2, avxvnni or avx512vnni");
+  options.Add("cpu-isa", flags.cpu_isa, "auto, reference, avx2, avxvnni, avx512vnni or avx512amx");
   options.Add("seed", flags.seed, "Seed of requests without one; default: drawn for each request")
       ->check(CLI::NonNegativeNumber);
   options.Add("drain-timeout", flags.drain_timeout, "Seconds that open requests get after SIGTERM")

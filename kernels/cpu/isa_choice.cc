@@ -22,7 +22,8 @@ StatusOr<const OpTable*> ChooseOpTable(const std::string& name) {
     source = "QSERVE_CPU_ISA";
   }
   for (const OpTable* table : AllOpTables()) {
-    if (table->supported() && (wanted == "auto" || wanted == table->isa)) return table;
+    // Asked last: AMX has to be granted to the process.
+    if ((wanted == "auto" || wanted == table->isa) && table->supported()) return table;
   }
   std::string message = source + " " + wanted + " cannot run on this machine; supported:";
   for (const std::string& supported : SupportedIsas()) message += " " + supported;

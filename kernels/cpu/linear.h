@@ -27,12 +27,20 @@ Status Linear(OpContext& context, const LinearArgs& args);
 namespace avx512vnni {
 Status Linear(OpContext& context, const LinearArgs& args);
 }
+// AMX-INT8 by tiles (amx_panel.h) where amx_choice.h expects that to be faster, else AVX512-VNNI.
+namespace avx512amx {
+Status Linear(OpContext& context, const LinearArgs& args);
+// Tiles for every batch; full precision and fixed order as above. For tests.
+Status LinearByTiles(OpContext& context, const LinearArgs& args);
+}  // namespace avx512amx
 // The VNNI kernels with the dot-product instruction written as a loop, 8 and 16 lanes wide: same
 // packing, blocking and indexing, so that they are tested on machines without the instruction.
 // Never chosen to serve.
 namespace emulated {
 Status LinearOf8Lanes(OpContext& context, const LinearArgs& args);
 Status LinearOf16Lanes(OpContext& context, const LinearArgs& args);
+// AMX's, with loops for tile registers and their instructions, for every batch.
+Status LinearByTiles(OpContext& context, const LinearArgs& args);
 }  // namespace emulated
 
 }  // namespace qserve::kernels::cpu

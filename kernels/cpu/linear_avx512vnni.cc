@@ -2,6 +2,7 @@
 // the pool's threads.
 #include <immintrin.h>
 
+#include "kernels/cpu/amx_panel.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_tile.h"
 
@@ -101,5 +102,6 @@ constexpr PanelKernels kKernels = MakePanelKernels<Avx512Vnni, Half512, 8, 8>();
 Status Linear(OpContext& context, const LinearArgs& args) {
   return LinearPanels(context, args, kKernels);
 }
+void FinishPair(const EpilogueArgs& args) { Epilogue<Avx512Vnni>(args); }
 
 }  // namespace qserve::kernels::cpu::avx512vnni

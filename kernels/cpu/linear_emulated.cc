@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/cpu/amx_panel.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_tile.h"
 #include "kernels/quant/half.h"
@@ -165,5 +166,6 @@ Status LinearOf8Lanes(OpContext& context, const LinearArgs& args) {
 Status LinearOf16Lanes(OpContext& context, const LinearArgs& args) {
   return LinearPanels(context, args, kKernels16);
 }
+void FinishPair(const EpilogueArgs& args) { Epilogue<Vnni<16>>(args); }
 
 }  // namespace qserve::kernels::cpu::emulated

@@ -49,11 +49,9 @@ void PackToken(const Product& p, int64_t m) {
 
 void FinishTile(const Product& p, int64_t unit, int64_t m, int64_t count, int32_t* c) {
   const PanelLinear& w = p.weight;
-  const int64_t row = unit * p.kernels.unit_panels * kPanelRows;
-  const auto at = static_cast<size_t>(row);
-  EpilogueArgs e;
-  e.c = c;
-  e.tokens = static_cast<int>(count);
+  const int64_t unit_rows = p.kernels.unit_panels * kPanelRows;
+  const int64_t row = unit * unit_rows;
+  EpilogueArgs e = OutputOf(w, p.args, row, unit_rows, m, count, c);
   if (p.x_sums != nullptr) {
     e.group_pairs = w.group_pairs();
     e.offset_count = e.group_pairs * kPanelRows * 2;
@@ -61,14 +59,6 @@ void FinishTile(const Product& p, int64_t unit, int64_t m, int64_t count, int32_
     e.x_sums = p.x_sums + m * e.group_pairs * 2;
   }
   if (w.format == WeightFormat::kW8 && p.kernels.biased_w8) e.row_sum_factor = -128;
-  e.scale = w.row_scale.data() + at;
-  e.scaled_zero = w.scaled_zero.empty() ? nullptr : w.scaled_zero.data() + at;
-  e.bias = w.bias.empty() ? nullptr : w.bias.data() + at;
-  e.x_scale = p.args.x.scale + m;
-  e.row_sum = p.args.x.row_sum + m;
-  e.out = p.args.out.row(m) + row;
-  e.out_stride = p.args.out.stride;
-  e.rows = std::min(w.n - row, p.kernels.unit_panels * kPanelRows);
   p.kernels.epilogue(e);
 }
 
@@ -97,26 +87,6 @@ void MultiplyUnit(const Product& p, int64_t unit, int64_t m0, int64_t m1, int32_
   for (int64_t m = m0; m < m1; m += p.tile_tokens) {
     FinishTile(p, unit, m, std::min(p.tile_tokens, m1 - m), c + (m - m0) * unit_rows);
   }
-}
-
-// body(unit, block, thread) for every pair, the units of a block one after another so that its x
-// stays in the cache. Blocks differ in size (the last one is short): where there are rows enough,
-// threads share the rows and each goes through all blocks, which is even; else they share the
-// pairs.
-void ForEachUnit(ThreadPool& pool, int64_t units, int64_t blocks,
-                 const std::function<void(int64_t unit, int64_t block, int thread)>& body) {
-  constexpr int64_t kUnitsPerThread = 4;
-  if (units >= kUnitsPerThread * pool.size()) {
-    pool.ParallelFor(units, 1, [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t block = 0; block < blocks; ++block) {
-        for (int64_t unit = begin; unit < end; ++unit) body(unit, block, thread);
-      }
-    });
-    return;
-  }
-  pool.ParallelFor(units * blocks, 1, [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t item = begin; item < end; ++item) body(item % units, item / units, thread);
-  });
 }
 
 Status LinearInteger(OpContext& context, const LinearArgs& args, const PanelKernels& kernels) {
@@ -183,6 +153,39 @@ Status LinearHalf(OpContext& context, const LinearArgs& args, const PanelKernels
 }
 
 }  // namespace
+
+void ForEachUnit(ThreadPool& pool, int64_t units, int64_t blocks,
+                 const std::function<void(int64_t unit, int64_t block, int thread)>& body) {
+  constexpr int64_t kUnitsPerThread = 4;
+  if (units >= kUnitsPerThread * pool.size()) {
+    pool.ParallelFor(units, 1, [&](int64_t begin, int64_t end, int thread) {
+      for (int64_t block = 0; block < blocks; ++block) {
+        for (int64_t unit = begin; unit < end; ++unit) body(unit, block, thread);
+      }
+    });
+    return;
+  }
+  pool.ParallelFor(units * blocks, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t item = begin; item < end; ++item) body(item % units, item / units, thread);
+  });
+}
+
+EpilogueArgs OutputOf(const PanelLinear& w, const LinearArgs& args, int64_t row, int64_t rows,
+                      int64_t m, int64_t count, int32_t* c) {
+  const auto at = static_cast<size_t>(row);
+  EpilogueArgs e;
+  e.c = c;
+  e.tokens = static_cast<int>(count);
+  e.scale = w.row_scale.data() + at;
+  e.scaled_zero = w.scaled_zero.empty() ? nullptr : w.scaled_zero.data() + at;
+  e.bias = w.bias.empty() ? nullptr : w.bias.data() + at;
+  e.x_scale = args.x.scale + m;
+  e.row_sum = args.x.row_sum + m;
+  e.out = args.out.row(m) + row;
+  e.out_stride = args.out.stride;
+  e.rows = std::min(w.n - row, rows);
+  return e;
+}
 
 Status LinearPanels(OpContext& context, const LinearArgs& args, const PanelKernels& kernels) {
   if (args.out.rows == 0) return {};

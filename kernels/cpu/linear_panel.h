@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -90,6 +91,13 @@ struct PanelKernels {
 // Multiplies a weight made by PackPanels. Executor's thread; leaf functions run on the pool's.
 Status LinearPanels(OpContext& context, const LinearArgs& args, const PanelKernels& kernels);
 
+// body(unit, block, thread) for every pair, the units of a block one after another so that its x
+// stays in the cache. Blocks differ in size (the last one is short): where there are rows enough,
+// threads share the rows and each goes through all blocks, which is even; else they share the
+// pairs.
+void ForEachUnit(ThreadPool& pool, int64_t units, int64_t blocks,
+                 const std::function<void(int64_t unit, int64_t block, int thread)>& body);
+
 class PanelLinear final : public PackedLinear {
  public:
   int64_t kp = 0;      // padded columns
@@ -105,5 +113,10 @@ class PanelLinear final : public PackedLinear {
   int64_t groups() const { return kp / kWeightGroup; }
   int64_t group_pairs() const { return (groups() + 1) / 2; }
 };
+
+// What every epilogue of sums `c` of `count` tokens from m and `rows` rows of w from `row` needs;
+// group offsets and the factor of row sums are left out.
+EpilogueArgs OutputOf(const PanelLinear& w, const LinearArgs& args, int64_t row, int64_t rows,
+                      int64_t m, int64_t count, int32_t* c);
 
 }  // namespace qserve::kernels::cpu

@@ -32,6 +32,8 @@ struct OpTable {
   Status (*attention)(OpContext& context, const AttentionArgs& args) = nullptr;
   Status (*silu_mul)(OpContext& context, const SiluMulArgs& args) = nullptr;
   Status (*sample)(OpContext& context, const SampleArgs& args) = nullptr;
+  // Where `linear` takes another way for many tokens: that way for any number of them. For tests.
+  Status (*linear_by_tiles)(OpContext& context, const LinearArgs& args) = nullptr;
 };
 
 // Best first; `reference` last. Those the compiler or architecture cannot build are absent from the

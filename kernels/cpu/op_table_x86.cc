@@ -1,4 +1,5 @@
-// The tables of x86-64, best first. AMX will be one more table, with a packing of its own.
+// The tables of x86-64, best first.
+#include "kernels/cpu/amx_permission.h"
 #include "kernels/cpu/float_ops.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/op_table.h"
@@ -16,6 +17,7 @@ bool HasAvx512Vnni() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni");
 }
+bool HasAvx512Amx() { return HasAvx512Vnni() && MayUseTileRegisters(); }
 
 constexpr OpTable kReference = {.isa = "reference",
                                 .supported = [] { return true; },
@@ -61,10 +63,23 @@ constexpr OpTable kAvx512Vnni = {.isa = "avx512vnni",
                                  .silu_mul = avx512::SiluMul,
                                  .sample = avx512::Sample};
 
+constexpr OpTable kAvx512Amx = {.isa = "avx512amx",
+                                .supported = HasAvx512Amx,
+                                .pack = PackPanels,
+                                .linear = avx512amx::Linear,
+                                .embed = avx512::Embed,
+                                .norm = avx512::Norm,
+                                .rope_append = avx512::RopeAppend,
+                                .attention = avx512::Attention,
+                                .silu_mul = avx512::SiluMul,
+                                .sample = avx512::Sample,
+                                .linear_by_tiles = avx512amx::LinearByTiles};
+
 }  // namespace
 
 const std::vector<const OpTable*>& AllOpTables() {
-  static const std::vector<const OpTable*> tables = {&kAvx512Vnni, &kAvxVnni, &kAvx2, &kReference};
+  static const std::vector<const OpTable*> tables = {&kAvx512Amx, &kAvx512Vnni, &kAvxVnni, &kAvx2,
+                                                     &kReference};
   return tables;
 }
 

@@ -11,7 +11,7 @@ stty -onlcr </dev/ttyS0
 isa=$(cat /isa)
 echo "kernel: $(uname -r)"
 echo "CPU: $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo)"
-echo "flags: $(sed -n 's/^flags[^:]*: //p' /proc/cpuinfo | tr ' ' '\n' | grep -E '^(avx|fma|f16c)' | tr '\n' ' ')"
+echo "flags: $(sed -n 's/^flags[^:]*: //p' /proc/cpuinfo | tr ' ' '\n' | grep -E '^(amx|avx|fma|f16c)' | tr '\n' ' ')"
 for test in /tests/*; do
   name=${test##*/}
   echo "== $name"

@@ -99,6 +99,7 @@ std::vector<LinearCase> BuildCases() {
       cases.push_back({.format = format, .n = 40, .k = k, .m = 7, .bias = true});
     }
     cases.push_back({.format = format, .n = 48, .k = 9 * 128, .m = 200});
+    cases.push_back({.format = format, .n = 40, .k = 160, .m = 600});
     if (!TakesInt8(format)) continue;
     for (const int64_t lead : {32, 64, 96, 127}) {
       cases.push_back({.format = format, .n = 64, .k = 224, .m = 9, .lead = lead, .bias = true});

@@ -28,9 +28,15 @@ std::vector<Implementation> Implementations() {
   std::vector<Implementation> all = {
       {"emulated_8_lanes", true, cpu::PackPanels, cpu::emulated::LinearOf8Lanes},
       {"emulated_16_lanes", true, cpu::PackPanels, cpu::emulated::LinearOf16Lanes},
+      {"emulated_tiles", true, cpu::PackPanels, cpu::emulated::LinearByTiles},
   };
   for (const cpu::OpTable* table : cpu::AllOpTables()) {
     all.push_back({table->isa, table->supported(), table->pack, table->linear});
+    // By its own choice few tokens never meet a tile.
+    if (table->linear_by_tiles != nullptr) {
+      all.push_back({std::string(table->isa) + "_tiles_always", table->supported(), table->pack,
+                     table->linear_by_tiles});
+    }
   }
   return all;
 }
