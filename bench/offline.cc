@@ -70,13 +70,13 @@ class Batch {
         RETURN_IF_ERROR(event.error);
         if (event.finish != FinishReason::kNone && event.finish != FinishReason::kLength)
           return absl::InternalError("a sequence ended before its length");
-        if (!event.tokens.empty() && !started_.contains(event.request)) {
+        if (event.token && !started_.contains(event.request)) {
           started_.insert(event.request);
           last_first_token_ = now;
           // Tokens that come with or after this one in the same step are still the prefill's.
           tokens_at_last_start_.reset();
         }
-        tokens_ += static_cast<int64_t>(event.tokens.size());
+        tokens_ += event.token ? 1 : 0;
         finished_ += event.finish != FinishReason::kNone ? 1 : 0;
         last_token_ = now;
       }

@@ -14,6 +14,10 @@ if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
   list(APPEND QSERVE_WARNINGS -Wno-unused-private-field -Wno-unused-const-variable -Wno-deprecated-declarations)
   set(QSERVE_LITERAL_WARNING "")
 endif()
+# Instrumentation makes GCC doubt what it can see to be initialized without it.
+if(QSERVE_SANITIZE)
+  list(APPEND QSERVE_WARNINGS -Wno-maybe-uninitialized)
+endif()
 # One arithmetic everywhere: a fused multiply-add only where the source says so (docs/ARCHITECTURE.md, "Arithmetic").
 set(QSERVE_ARITHMETIC -ffp-contract=off)
 

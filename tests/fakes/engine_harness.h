@@ -39,7 +39,7 @@ class Client {
     for (const worker::engine::TokenEvent& event : channel_->TakeAll()) {
       CandidateOutcome& outcome = outcomes_.at(static_cast<size_t>(event.candidate));
       ASSERT_FALSE(outcome.finished()) << "an event after the last one";
-      for (const worker::plan::SampledToken& token : event.tokens) outcome.ids.push_back(token.id);
+      if (event.token) outcome.ids.push_back(event.token->id);
       outcome.finish = event.finish;
       outcome.matched_stop_id = event.matched_stop_id;
       outcome.error = event.error;

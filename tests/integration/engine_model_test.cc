@@ -90,10 +90,10 @@ class Replica {
     Outcomes& outcomes = outcomes_[request];
     for (const engine::TokenEvent& event : channels_[request]->TakeAll()) {
       Outcome& outcome = outcomes[static_cast<size_t>(event.candidate)];
-      for (const plan::SampledToken& token : event.tokens) {
-        outcome.ids.push_back(token.id);
-        outcome.logprobs.push_back(token.logprob);
-        outcome.top.insert(outcome.top.end(), token.top.begin(), token.top.end());
+      if (event.token) {
+        outcome.ids.push_back(event.token->id);
+        outcome.logprobs.push_back(event.token->logprob);
+        outcome.top.insert(outcome.top.end(), event.token->top.begin(), event.token->top.end());
       }
       outcome.finish = event.finish;
       outcome.prompt_tokens = event.usage.prompt_tokens;

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
-#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "common/clock.h"
 #include "common/typed_id.h"
@@ -49,12 +49,12 @@ struct Usage {
   Duration time_to_first_token{};  // zero if there was none
 };
 
-// One candidate got tokens, or ended. Events of one candidate come in order; the last one has a
-// finish reason, and exactly one has. A stop id is among the tokens.
+// One candidate got a token, or ended, or both. Events of one candidate come in order; the last one
+// has a finish reason, and exactly one has. A stop id is a token too.
 struct TokenEvent {
   RequestId request;
   int32_t candidate = 0;
-  absl::InlinedVector<plan::SampledToken, 1> tokens;  // slot is meaningless here
+  std::optional<plan::SampledToken> token;  // slot is meaningless here
   FinishReason finish = FinishReason::kNone;
   int32_t matched_stop_id = -1;  // with kStop
   absl::Status error;            // not OK: the engine failed; the stream ends with this

@@ -111,7 +111,7 @@ void Scheduler::AppendToken(Sequence& sequence, plan::SampledToken token, TimePo
   TokenEvent& event = events_.emplace_back();
   event.request = request.id;
   event.candidate = sequence.candidate;
-  event.tokens.push_back(std::move(token));
+  event.token = std::move(token);
   FillUsage(sequence, now, event.usage);
   if (std::find(request.stop_ids.begin(), request.stop_ids.end(), id) != request.stop_ids.end()) {
     event.matched_stop_id = id;

@@ -44,10 +44,8 @@ CandidateOutput::CandidateOutput(const ServedModel& model, const OutputOptions& 
 
 absl::Status CandidateOutput::Push(const engine::TokenEvent& event) {
   if (finished()) return absl::OkStatus();
-  for (size_t i = 0; i < event.tokens.size(); ++i) {
-    const bool is_stop_id =
-        event.finish == engine::FinishReason::kStop && i + 1 == event.tokens.size();
-    RETURN_IF_ERROR(PushToken(event.tokens[i], is_stop_id));
+  if (event.token) {
+    RETURN_IF_ERROR(PushToken(*event.token, event.finish == engine::FinishReason::kStop));
     if (stop_matched()) return absl::OkStatus();
   }
   if (event.finish == engine::FinishReason::kNone) return absl::OkStatus();

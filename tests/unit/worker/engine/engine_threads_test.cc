@@ -92,7 +92,7 @@ struct RunningEngine {
 std::vector<int32_t> Ids(const std::vector<TokenEvent>& events) {
   std::vector<int32_t> ids;
   for (const TokenEvent& event : events) {
-    for (const plan::SampledToken& token : event.tokens) ids.push_back(token.id);
+    if (event.token) ids.push_back(event.token->id);
   }
   return ids;
 }

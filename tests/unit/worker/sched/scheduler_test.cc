@@ -133,7 +133,7 @@ TEST_F(SchedulerTest, TheStepAfterADrawTakesItsTokenUnseen) {
   const std::vector<TokenEvent> events = Events();
   ASSERT_THAT(events, SizeIs(2));
   Plan();  // now both tokens are known
-  EXPECT_THAT(plan_.rows[0].tokens, ElementsAre(events[1].tokens[0].id));
+  EXPECT_THAT(plan_.rows[0].tokens, ElementsAre(events[1].token->id));
 }
 
 TEST_F(SchedulerTest, PlansCarryTheDigestOfTheLastCommittedStep) {
@@ -194,7 +194,7 @@ TEST_F(SchedulerTest, RowsOfAnEndedSequenceAreDropped) {
   const std::vector<TokenEvent> events = Events();
   ASSERT_THAT(events, SizeIs(1));
   EXPECT_EQ(events[0].finish, FinishReason::kStop);
-  EXPECT_EQ(events[0].matched_stop_id, events[0].tokens[0].id);
+  EXPECT_EQ(events[0].matched_stop_id, events[0].token->id);
   EXPECT_FALSE(scheduler_->idle());  // a row is in flight
   EXPECT_EQ(scheduler_->Stats().blocks_used, 0);
   Commit();

@@ -27,7 +27,7 @@ class CandidateOutputTest : public testing::Test {
 
   static TokenEvent Event(int32_t id, FinishReason finish = FinishReason::kNone) {
     TokenEvent event;
-    event.tokens.push_back({.id = id});
+    event.token.emplace().id = id;
     event.finish = finish;
     return event;
   }
