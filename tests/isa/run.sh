@@ -17,11 +17,11 @@ readonly BUILD="$PWD/build/isa"
 readonly JOBS="$(nproc)"
 
 # Debian 12's own Bochs (2.7) has no CPU model with AVX-VNNI and describes XSAVE so that Linux gives up AVX512: the release of Debian 13
-# is built from its source archive. bochs_xfd.patch adds what Linux wants before it lets a process use AMX's tiles.
+# is built from its source archive. bochs_amx.patch adds what it lacks of AMX.
 readonly BOCHS_VERSION="3.0"
 readonly BOCHS_FILE="pool/main/b/bochs/bochs_3.0+dfsg.orig.tar.xz"
 readonly BOCHS_SHA256="78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b"
-readonly BOCHS="$TOOLS/bochs-$BOCHS_VERSION-xfd"
+readonly BOCHS="$TOOLS/bochs-$BOCHS_VERSION-amx"
 readonly KERNEL="$TOOLS/isa-kernel"
 
 # What makes the boot short; and no fast string instructions: with those two features this kernel loops in page faults in this emulator
@@ -63,7 +63,7 @@ build_emulator() {
   curl -fsSL --retry 5 -o "$work/source.tar.xz" "${site%/}/$BOCHS_FILE" || die "Bochs could not be downloaded"
   echo "$BOCHS_SHA256  $work/source.tar.xz" | sha256sum --check --quiet || die "the archive of Bochs is not the expected one"
   tar -C "$work" --strip-components 1 -xf "$work/source.tar.xz"
-  patch -s -d "$work" -p 1 <tests/isa/bochs_xfd.patch || die "the patch does not fit Bochs $BOCHS_VERSION"
+  patch -s -d "$work" -p 1 <tests/isa/bochs_amx.patch || die "the patch does not fit Bochs $BOCHS_VERSION"
   (cd "$work" && CXXFLAGS="-O2" CFLAGS="-O2" ./configure --with-nogui --enable-x86-64 --enable-cpu-level=6 --enable-all-optimizations \
      --enable-avx --enable-evex --enable-amx --enable-long-phy-address --disable-docbook --disable-plugins --disable-xpm && make -j "$JOBS") \
     >"$TOOLS/bochs-build.log" 2>&1 || die "Bochs did not build: $TOOLS/bochs-build.log"

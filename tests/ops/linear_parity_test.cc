@@ -84,6 +84,19 @@ TEST_P(LinearParity, EqualsTheReferenceToTheBit) {
   }
 }
 
+// Around the numbers of tokens where work is cut into chunks.
+TEST_P(LinearParity, ManyTokensEqualTheReferenceToTheBit) {
+  for (const WeightFormat format : {WeightFormat::kW4Group128, WeightFormat::kW8}) {
+    for (const int64_t m : {31, 33, 65, 511, 513, 1025, 4096}) {
+      const LinearCase c{.format = format, .n = 72, .k = 96, .m = m, .lead = 64, .bias = true};
+      const std::vector<float> expected = Oracle(c);
+      const std::vector<float> got = Multiply(GetParam().pack, GetParam().linear, c, 2);
+      ASSERT_EQ(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)), 0)
+          << c.Name();
+    }
+  }
+}
+
 // A token's bits do not depend on who is multiplied beside it: promise 1 of the design.
 TEST_P(LinearParity, RowsDoNotDependOnTheirNeighbours) {
   for (const WeightFormat format : {WeightFormat::kW4Group128, WeightFormat::kHalfFixedOrder}) {
