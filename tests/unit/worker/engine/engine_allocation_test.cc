@@ -14,14 +14,15 @@ thread_local int64_t allocations = 0;
 
 }  // namespace
 
-void* operator new(size_t bytes) {
+// Not inlined, or the compiler sees a free of what another operator new returned.
+[[gnu::noinline]] void* operator new(size_t bytes) {
   ++allocations;
   void* memory = std::malloc(bytes);
   if (memory == nullptr) std::abort();
   return memory;
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace qserve::fakes {
 namespace {
