@@ -1,73 +1,22 @@
-// qserve-quantize: turns a Hugging Face model directory into a QoQ checkpoint. The main thread
-// works; a second one waits for signals, so that Ctrl-C leaves nothing half-written behind.
-#include <fmt/format.h>
-#include <unistd.h>
-
+// qserve-quantize: makes QoQ checkpoints from Hugging Face directories, takes over those of other
+// programs, and measures what quantization costs. The main thread works; a second one waits for
+// signals, so that Ctrl-C leaves nothing half-written behind.
 #include <atomic>
-#include <cstdio>
-#include <optional>
-#include <string>
-#include <thread>
+#include <string_view>
 
-#include "absl/status/status.h"
-#include "common/cli/options.h"
-#include "common/log.h"
 #include "common/shutdown.h"
-#include "common/status_macros.h"
-#include "quantizer/pipeline.h"
-#include "quantizer/recipe.h"
+#include "quantizer/evaluate/eval_command.h"
+#include "quantizer/quantize_command.h"
 
 namespace qserve::quantizer {
 namespace {
 
-constexpr int kMaxThreads = 1024;
-
-std::string RecipeHelp() {
-  std::string help = "What to do:";
-  for (const Recipe& recipe : Recipes())
-    help += fmt::format(" {} ({});", recipe.name, recipe.description);
-  help.pop_back();
-  return help;
-}
-
-struct Flags {
-  std::string model, output, recipe;
-  std::string log_level = "info";
-  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-};
-
-absl::Status Run(const Flags& flags, const std::atomic<bool>& interrupted) {
-  RETURN_IF_ERROR(InitLogging("quantize", flags.log_level, "text"));
-  QuantizeOptions options;
-  options.model = flags.model;
-  options.output = flags.output;
-  options.threads = flags.threads;
-  options.terminal = ::isatty(STDERR_FILENO) == 1;
-  options.interrupted = &interrupted;
-  ASSIGN_OR_RETURN(options.recipe, FindRecipe(flags.recipe));
-  LOG_INFO("quantizing {} into {} by {}", flags.model, flags.output, flags.recipe);
-  RETURN_IF_ERROR(QuantizeModel(options));
-  LOG_INFO("wrote {}", flags.output);
-  return absl::OkStatus();
-}
-
 int Main(int argc, char** argv) {
-  Flags flags;
-  cli::Options options("qserve-quantize",
-                       "Quantize a Hugging Face model directory (safetensors) to a QoQ checkpoint");
-  options.Add("model", flags.model, "Directory of the model to quantize")->required();
-  options.Add("output", flags.output, "Directory to write; must not exist or be empty")->required();
-  options.Add("recipe", flags.recipe, RecipeHelp())->required();
-  options.Add("threads", flags.threads, "Threads to use")->check(CLI::Range(1, kMaxThreads));
-  options.Add("log-level", flags.log_level, "debug, info, warn or error");
-  if (const std::optional<int> code = options.Parse(argc, argv)) return *code;
   std::atomic<bool> interrupted = false;
   const ShutdownSignal signals([&](int) { interrupted = true; });
-  if (const absl::Status status = Run(flags, interrupted); !status.ok()) {
-    std::fputs(fmt::format("qserve-quantize: {}\n", std::string(status.message())).c_str(), stderr);
-    return 1;
-  }
-  return 0;
+  const std::string_view command = argc > 1 ? argv[1] : "";
+  if (command == "eval") return EvalCommand(argc - 1, argv + 1, interrupted);
+  return QuantizeCommand(argc, argv, interrupted);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -18,7 +19,8 @@
 namespace qserve::worker::exec {
 
 struct DirectRunnerOptions {
-  int64_t max_tokens = 2048;  // of one sequence
+  int64_t max_tokens = 2048;    // of one sequence
+  int64_t max_step_tokens = 0;  // of one step, for memory's sake; 0: max_tokens
   KvCacheType kv_cache = KvCacheType::kAuto;
   model::WeightOptions weights;
   model::ActivationObserver* observer = nullptr;  // must outlive the runner
@@ -32,9 +34,19 @@ class DirectRunner {
       const checkpoint::Checkpoint& checkpoint, kernels::Backend& backend,
       comm::Communicator& communicator, const DirectRunnerOptions& options);
 
+  // What a step computed: logits [count, vocabulary] behind the tokens from `first_position` on.
+  // Device memory, valid during the call.
+  using LogitVisitor =
+      std::function<absl::Status(int64_t first_position, kernels::Matrix<const float> logits)>;
+
+  // Runs a sequence that begins at position 0 in steps of `chunk` tokens (0: as many as a step may
+  // have) and shows each step's logits to `visit` on rank 0. The first error of `visit` ends it.
+  // InvalidArgument for too long a sequence or an id outside the vocabulary.
+  absl::Status Visit(std::span<const int32_t> token_ids, int64_t chunk, const LogitVisitor& visit);
+
   // Logits [tokens][vocabulary] behind every token of a sequence that begins at position 0,
-  // computed in steps of `chunk` tokens (0: one step). On rank 0; empty elsewhere. InvalidArgument
-  // for too long a sequence or an id outside the vocabulary.
+  // computed in steps of `chunk` tokens (0: as many as a step may have). On rank 0; empty
+  // elsewhere. Errors of Visit.
   absl::StatusOr<std::vector<float>> Logits(std::span<const int32_t> token_ids, int64_t chunk = 0);
 
   model::Llama& model() { return *model_; }
@@ -42,13 +54,14 @@ class DirectRunner {
 
  private:
   DirectRunner(const checkpoint::ModelConfig& config, kernels::Backend& backend,
-               comm::Communicator& communicator, int64_t max_tokens);
-  absl::Status RunChunk(std::span<const int32_t> token_ids, int64_t first_position, float* logits);
+               comm::Communicator& communicator, int64_t max_tokens, int64_t max_step_tokens);
+  absl::Status RunChunk(std::span<const int32_t> token_ids, int64_t first_position);
 
   const checkpoint::ModelConfig config_;
   kernels::Backend& backend_;
   comm::Communicator& communicator_;
   const int64_t max_tokens_;
+  const int64_t max_step_tokens_;
   std::vector<int32_t> block_table_;
   std::unique_ptr<KvCache> kv_cache_;
   std::unique_ptr<model::Llama> model_;

@@ -1,0 +1,75 @@
+// See quantize_command.h.
+#include "quantizer/quantize_command.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "common/cli/options.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "quantizer/pipeline.h"
+#include "quantizer/recipe.h"
+
+namespace qserve::quantizer {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+std::string RecipeHelp() {
+  std::string help = "What to do:";
+  for (const Recipe& recipe : Recipes())
+    help += fmt::format(" {} ({});", recipe.name, recipe.description);
+  help.pop_back();
+  return help;
+}
+
+struct Flags {
+  std::string model, output, recipe;
+  std::string log_level = "info";
+  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+};
+
+absl::Status Run(const Flags& flags, const std::atomic<bool>& interrupted) {
+  RETURN_IF_ERROR(InitLogging("quantize", flags.log_level, "text"));
+  QuantizeOptions options;
+  options.model = flags.model;
+  options.output = flags.output;
+  options.threads = flags.threads;
+  options.terminal = ::isatty(STDERR_FILENO) == 1;
+  options.interrupted = &interrupted;
+  ASSIGN_OR_RETURN(options.recipe, FindRecipe(flags.recipe));
+  LOG_INFO("quantizing {} into {} by {}", flags.model, flags.output, flags.recipe);
+  RETURN_IF_ERROR(QuantizeModel(options));
+  LOG_INFO("wrote {}", flags.output);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int QuantizeCommand(int argc, const char* const* argv, const std::atomic<bool>& interrupted) {
+  Flags flags;
+  cli::Options options("qserve-quantize",
+                       "Quantize a Hugging Face model directory (safetensors) to a QoQ checkpoint");
+  options.Add("model", flags.model, "Directory of the model to quantize")->required();
+  options.Add("output", flags.output, "Directory to write; must not exist or be empty")->required();
+  options.Add("recipe", flags.recipe, RecipeHelp())->required();
+  options.Add("threads", flags.threads, "Threads to use")->check(CLI::Range(1, kMaxThreads));
+  options.Add("log-level", flags.log_level, "debug, info, warn or error");
+  options.app().footer(
+      "Other commands: qserve-quantize eval --help, qserve-quantize import --help");
+  if (const std::optional<int> code = options.Parse(argc, argv)) return *code;
+  if (const absl::Status status = Run(flags, interrupted); !status.ok()) {
+    std::fputs(fmt::format("qserve-quantize: {}\n", std::string(status.message())).c_str(), stderr);
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace qserve::quantizer
