@@ -1,5 +1,4 @@
-// See pipeline.h. One linear at a time: threads fold, round and collect rows in pieces, then the
-// whole is packed and appended.
+// See pipeline.h. A block at a time: read, rounded by LayerQuantizer, packed and appended.
 #include "quantizer/pipeline.h"
 
 #include <fmt/format.h>
@@ -8,27 +7,31 @@
 #include <cmath>
 #include <filesystem>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <thread>
 #include <vector>
 
 #include "common/log.h"
 #include "common/mapped_file.h"
 #include "common/status_macros.h"
+#include "kernels/device_factory.h"
 #include "kernels/quant/half.h"
 #include "kernels/quant/qserve_pack.h"
+#include "quantizer/block/block_weights.h"
+#include "quantizer/calibration/block_runner.h"
 #include "quantizer/export.h"
+#include "quantizer/layer_quantizer.h"
 #include "quantizer/progress.h"
+#include "quantizer/recipe.h"
+#include "quantizer/transform/hadamard.h"
 #include "worker/checkpoint/checkpoint.h"
 #include "worker/checkpoint/generation_config.h"
+#include "worker/model/device_status.h"
 
 namespace qserve::quantizer {
 namespace {
 
 namespace ckpt = worker::checkpoint;
 
-constexpr int64_t kPieceRows = 64;  // a thread's fp32 copy of a linear
 constexpr int64_t kEmbeddingRows = 1024;
 
 absl::Status CheckSizes(const ckpt::ModelConfig& config, ckpt::Scheme scheme) {
@@ -68,28 +71,11 @@ absl::Status ToHalves(const std::string& name, std::span<const float> values,
   return absl::OkStatus();
 }
 
-// The first error of several threads.
-class FirstError {
- public:
-  void Set(absl::Status status) {
-    const std::lock_guard lock(mutex_);
-    if (status_.ok()) status_ = std::move(status);
-    failed_ = true;
-  }
-  bool failed() const { return failed_; }
-  absl::Status Take() { return std::move(status_); }
-
- private:
-  std::mutex mutex_;
-  absl::Status status_;
-  std::atomic<bool> failed_ = false;
-};
-
 class Pipeline {
  public:
-  Pipeline(const QuantizeOptions& options, const ckpt::Checkpoint& source,
+  Pipeline(const QuantizeOptions& options, const Settings& settings, const ckpt::Checkpoint& source,
            ckpt::SafetensorsWriter& writer)
-      : options_(options), source_(source), writer_(writer) {}
+      : options_(options), settings_(settings), source_(source), writer_(writer) {}
 
   absl::Status Run();
 
@@ -98,150 +84,155 @@ class Pipeline {
     if (options_.interrupted == nullptr || !*options_.interrupted) return absl::OkStatus();
     return absl::CancelledError("interrupted, nothing was written");
   }
-  absl::Status WriteMatrix(const std::string& source_name, const std::string& name,
-                           const std::vector<float>* gain);
-  absl::Status WriteVector(const std::string& name, std::span<const float> values);
-  absl::Status WriteLayer(int64_t layer);
-  absl::StatusOr<kernels::LinearWeight> QuantizePiece(const ckpt::LinearSpec& linear,
-                                                      ckpt::Range rows,
-                                                      const std::vector<float>& gain) const;
-  absl::StatusOr<kernels::LinearWeight> QuantizeLinear(const ckpt::LinearSpec& linear,
-                                                       const std::vector<float>& gain) const;
+  absl::Status Prepare();
+  absl::Status EmbedWindows();
+  absl::Status WriteEmbedding();
+  absl::Status WriteHead(const LayerQuantizer& quantizer);
+  absl::Status WriteMatrix(const std::string& name, const MatrixF& rows);
+  absl::Status WriteVector(const std::string& name, const VectorF& values);
+  absl::Status WriteLayer(int64_t layer, const RoundedBlock& block);
+  absl::StatusOr<MatrixF> EmbeddingRows(ckpt::Range rows) const;
 
   const QuantizeOptions& options_;
+  const Settings& settings_;
   const ckpt::Checkpoint& source_;
   ckpt::SafetensorsWriter& writer_;
+  std::optional<transform::Hadamard> rotation_;
+  std::unique_ptr<kernels::Backend> backend_;
+  std::unique_ptr<calibration::BlockRunner> runner_;
+  Streams streams_;
 };
 
 absl::Status Pipeline::Run() {
   const ckpt::ModelConfig& config = source_.config();
+  RETURN_IF_ERROR(Prepare());
   Progress progress("quantized layers:", config.layers, options_.terminal);
-  RETURN_IF_ERROR(WriteMatrix(ckpt::kEmbeddingTensor, ckpt::kEmbeddingTensor, nullptr));
+  RETURN_IF_ERROR(WriteEmbedding());
+  LayerQuantizer quantizer(settings_, runner_.get(), rotation_ ? &*rotation_ : nullptr,
+                           [this] { return CheckInterrupt(); });
   for (int64_t layer = 0; layer < config.layers; ++layer) {
-    RETURN_IF_ERROR(WriteLayer(layer));
+    RETURN_IF_ERROR(CheckInterrupt());
+    ASSIGN_OR_RETURN(BlockWeights block, ReadBlock(source_, layer, options_.threads));
+    ASSIGN_OR_RETURN(const RoundedBlock rounded, quantizer.Quantize(std::move(block), streams_));
+    RETURN_IF_ERROR(WriteLayer(layer, rounded));
     progress.Step(layer + 1);
   }
-  ASSIGN_OR_RETURN(const std::vector<float> gain,
-                   source_.ReadVector(ckpt::kFinalNormTensor, config.hidden_size));
-  RETURN_IF_ERROR(WriteVector(ckpt::kFinalNormTensor, std::vector<float>(gain.size(), 1.0f)));
-  return WriteMatrix(config.tie_word_embeddings ? ckpt::kEmbeddingTensor : ckpt::kHeadTensor,
-                     ckpt::kHeadTensor, &gain);
+  RETURN_IF_ERROR(WriteVector(ckpt::kFinalNormTensor, VectorF::Ones(config.hidden_size)));
+  RETURN_IF_ERROR(quantizer.PrepareHead(streams_));
+  return WriteHead(quantizer);
 }
 
-// Embedding or lm_head in fp16, its columns multiplied by `gain` if there is one.
-absl::Status Pipeline::WriteMatrix(const std::string& source_name, const std::string& name,
-                                   const std::vector<float>* gain) {
-  const int64_t cols = source_.config().hidden_size, rows = source_.config().vocab_size;
-  std::vector<float> values;
-  std::vector<uint16_t> halves;
-  for (int64_t begin = 0; begin < rows; begin += kEmbeddingRows) {
-    RETURN_IF_ERROR(CheckInterrupt());
-    const int64_t count = std::min(kEmbeddingRows, rows - begin);
-    ASSIGN_OR_RETURN(ckpt::FloatMatrix matrix,
-                     source_.ReadRows(source_name, {begin, begin + count}, cols));
-    kernels::LinearWeight weight;
-    weight.float_type = matrix.type;
-    weight.n = count;
-    weight.k = cols;
-    weight.floats = std::move(matrix.data);
-    values.resize(static_cast<size_t>(count * cols));
-    for (int64_t row = 0; row < count; ++row) {
-      float* out = values.data() + row * cols;
-      kernels::DequantizeRow(weight, row, out);
-      for (int64_t k = 0; gain != nullptr && k < cols; ++k)
-        out[k] *= (*gain)[static_cast<size_t>(k)];
+// What calibration needs: a device and the embedded windows.
+absl::Status Pipeline::Prepare() {
+  const ckpt::ModelConfig& config = source_.config();
+  if (settings_.transform.rotate) {
+    ASSIGN_OR_RETURN(rotation_, transform::Hadamard::Create(config.hidden_size,
+                                                            settings_.transform.rotation_seed));
+  }
+  if (!NeedsCalibration(settings_)) return absl::OkStatus();
+  if (options_.calibration.empty()) {
+    return absl::InvalidArgumentError(
+        "this recipe needs a calibration text: give --calibration FILE");
+  }
+  ASSIGN_OR_RETURN(backend_, worker::model::ToAbsl(kernels::CreateBackend(
+                                 {.device = "cpu", .threads = options_.threads})));
+  const int64_t length = std::min(settings_.windows.length, config.max_position_embeddings);
+  ASSIGN_OR_RETURN(runner_, calibration::BlockRunner::Create(config, *backend_, length));
+  return EmbedWindows();
+}
+
+absl::Status Pipeline::EmbedWindows() {
+  const ckpt::ModelConfig& config = source_.config();
+  calibration::WindowOptions options = settings_.windows;
+  options.length = std::min(options.length, config.max_position_embeddings);
+  ASSIGN_OR_RETURN(const auto windows, calibration::ChooseWindows(options_.calibration, options));
+  for (const std::vector<int32_t>& window : windows) {
+    MatrixF exact(std::ssize(window), config.hidden_size);
+    for (int64_t t = 0; t < exact.rows(); ++t) {
+      const int64_t id = window[static_cast<size_t>(t)];
+      if (id < 0 || id >= config.vocab_size) {
+        return absl::InvalidArgumentError(
+            fmt::format("token {} of the calibration text is not in the model's vocabulary", id));
+      }
+      ASSIGN_OR_RETURN(const MatrixF row, EmbeddingRows({id, id + 1}));
+      exact.row(t) = row;
     }
-    RETURN_IF_ERROR(ToHalves(name, values, halves));
-    RETURN_IF_ERROR(writer_.AppendSpan(name, std::span<const uint16_t>(halves)));
+    streams_.rounded.push_back(exact.unaryExpr([](float x) { return kernels::RoundToHalf(x); }));
+    streams_.exact.push_back(std::move(exact));
+  }
+  LOG_INFO("calibrating on {} windows of {} tokens", windows.size(), options.length);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<MatrixF> Pipeline::EmbeddingRows(ckpt::Range rows) const {
+  ASSIGN_OR_RETURN(MatrixF matrix, ReadMatrixRows(source_, ckpt::kEmbeddingTensor, rows,
+                                                  source_.config().hidden_size));
+  if (rotation_) rotation_->ApplyToRows(matrix, rows.size() > 1 ? options_.threads : 1);
+  return matrix;
+}
+
+absl::Status Pipeline::WriteEmbedding() {
+  const int64_t vocabulary = source_.config().vocab_size;
+  for (int64_t begin = 0; begin < vocabulary; begin += kEmbeddingRows) {
+    RETURN_IF_ERROR(CheckInterrupt());
+    ASSIGN_OR_RETURN(const MatrixF rows,
+                     EmbeddingRows({begin, std::min(begin + kEmbeddingRows, vocabulary)}));
+    RETURN_IF_ERROR(WriteMatrix(ckpt::kEmbeddingTensor, rows));
   }
   return absl::OkStatus();
 }
 
-absl::Status Pipeline::WriteVector(const std::string& name, std::span<const float> values) {
+absl::Status Pipeline::WriteHead(const LayerQuantizer& quantizer) {
+  const ckpt::ModelConfig& config = source_.config();
+  ASSIGN_OR_RETURN(const std::vector<float> gain,
+                   source_.ReadVector(ckpt::kFinalNormTensor, config.hidden_size));
+  const Eigen::Map<const VectorF> gains(gain.data(), config.hidden_size);
+  const char* const name = config.tie_word_embeddings ? ckpt::kEmbeddingTensor : ckpt::kHeadTensor;
+  for (int64_t begin = 0; begin < config.vocab_size; begin += kEmbeddingRows) {
+    RETURN_IF_ERROR(CheckInterrupt());
+    ASSIGN_OR_RETURN(
+        MatrixF rows,
+        ReadMatrixRows(source_, name, {begin, std::min(begin + kEmbeddingRows, config.vocab_size)},
+                       config.hidden_size));
+    rows *= gains.asDiagonal();
+    if (rotation_) rotation_->ApplyToRows(rows, options_.threads);
+    RETURN_IF_ERROR(WriteMatrix(ckpt::kHeadTensor, quantizer.CorrectHead(std::move(rows))));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::WriteMatrix(const std::string& name, const MatrixF& rows) {
   std::vector<uint16_t> halves;
-  RETURN_IF_ERROR(ToHalves(name, values, halves));
+  RETURN_IF_ERROR(ToHalves(name, std::span(rows.data(), static_cast<size_t>(rows.size())), halves));
   return writer_.AppendSpan(name, std::span<const uint16_t>(halves));
 }
 
-absl::Status Pipeline::WriteLayer(int64_t layer) {
-  const ckpt::ModelConfig& config = source_.config();
-  const std::string block = fmt::format("model.layers.{}.", layer);
-  const std::vector<float> ones(static_cast<size_t>(config.hidden_size), 1.0f);
-  RETURN_IF_ERROR(WriteVector(block + "input_layernorm.weight", ones));
-  RETURN_IF_ERROR(WriteVector(block + "post_attention_layernorm.weight", ones));
-  for (const char* name : {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}) {
-    if (!config.qk_norm)
-      break;  // these stand between the linear and the rotation and cannot be folded
-    ASSIGN_OR_RETURN(const std::vector<float> gain,
-                     source_.ReadVector(block + name, config.head_dim));
-    RETURN_IF_ERROR(WriteVector(block + name, gain));
+absl::Status Pipeline::WriteVector(const std::string& name, const VectorF& values) {
+  std::vector<uint16_t> halves;
+  RETURN_IF_ERROR(
+      ToHalves(name, std::span(values.data(), static_cast<size_t>(values.size())), halves));
+  return writer_.AppendSpan(name, std::span<const uint16_t>(halves));
+}
+
+absl::Status Pipeline::WriteLayer(int64_t layer, const RoundedBlock& block) {
+  const std::string name = fmt::format("model.layers.{}.", layer);
+  const VectorF ones = VectorF::Ones(source_.config().hidden_size);
+  RETURN_IF_ERROR(WriteVector(name + "input_layernorm.weight", ones));
+  RETURN_IF_ERROR(WriteVector(name + "post_attention_layernorm.weight", ones));
+  if (block.q_gain.size() != 0) {
+    RETURN_IF_ERROR(WriteVector(name + "self_attn.q_norm.weight", block.q_gain));
+    RETURN_IF_ERROR(WriteVector(name + "self_attn.k_norm.weight", block.k_gain));
   }
-  for (const ckpt::LinearSpec& linear : ckpt::LayerLinears(config, layer)) {
-    std::vector<float> gain;
-    if (!linear.norm.empty()) {
-      ASSIGN_OR_RETURN(gain, source_.ReadVector(linear.norm, config.hidden_size));
-    }
-    ASSIGN_OR_RETURN(const kernels::LinearWeight weight, QuantizeLinear(linear, gain));
-    const kernels::StatusOr<kernels::QServeTensors> packed = kernels::PackQServe(weight);
+  const std::vector<ckpt::LinearSpec> linears = ckpt::LayerLinears(source_.config(), layer);
+  for (size_t i = 0; i < linears.size(); ++i) {
+    const kernels::StatusOr<kernels::QServeTensors> packed = kernels::PackQServe(block.linears[i]);
     if (!packed.ok()) {
       return absl::InvalidArgumentError(
-          fmt::format("{}: {}", linear.name, packed.status().message()));
+          fmt::format("{}: {}", linears[i].name, packed.status().message()));
     }
-    RETURN_IF_ERROR(WriteLinear(writer_, linear.name, *packed));
+    RETURN_IF_ERROR(WriteLinear(writer_, linears[i].name, *packed));
   }
   return absl::OkStatus();
-}
-
-absl::StatusOr<kernels::LinearWeight> Pipeline::QuantizePiece(
-    const ckpt::LinearSpec& linear, ckpt::Range rows, const std::vector<float>& gain) const {
-  RETURN_IF_ERROR(CheckInterrupt());
-  ASSIGN_OR_RETURN(
-      const kernels::LinearWeight source,
-      source_.ReadLinear(linear.name, rows, {0, linear.k}, ckpt::LoadQuantization::kNone));
-  std::vector<float> values(static_cast<size_t>(rows.size() * linear.k));
-  for (int64_t row = 0; row < rows.size(); ++row) {
-    float* out = values.data() + row * linear.k;
-    kernels::DequantizeRow(source, row, out);
-    for (size_t k = 0; k < gain.size(); ++k) out[k] *= gain[k];
-  }
-  kernels::StatusOr<kernels::LinearWeight> piece =
-      options_.recipe->quantize_rows(values.data(), rows.size(), linear.k);
-  if (!piece.ok()) {
-    return absl::InvalidArgumentError(
-        fmt::format("{}, rows from {} on: {}", linear.name, rows.begin, piece.status().message()));
-  }
-  for (const float bias : source.bias) piece->bias.push_back(kernels::RoundToHalf(bias));
-  return *std::move(piece);
-}
-
-absl::StatusOr<kernels::LinearWeight> Pipeline::QuantizeLinear(
-    const ckpt::LinearSpec& linear, const std::vector<float>& gain) const {
-  const auto pieces = static_cast<size_t>((linear.n + kPieceRows - 1) / kPieceRows);
-  std::vector<kernels::LinearWeight> results(pieces);
-  std::atomic<size_t> next = 0;
-  FirstError error;
-  const auto work = [&] {
-    for (size_t i = next++; i < pieces && !error.failed(); i = next++) {
-      const int64_t begin = static_cast<int64_t>(i) * kPieceRows;
-      absl::StatusOr<kernels::LinearWeight> piece =
-          QuantizePiece(linear, {begin, std::min(begin + kPieceRows, linear.n)}, gain);
-      if (!piece.ok()) return error.Set(piece.status());
-      results[i] = *std::move(piece);
-    }
-  };
-  {
-    std::vector<std::jthread> threads;
-    for (int i = 1; i < std::min<int>(options_.threads, static_cast<int>(pieces)); ++i)
-      threads.emplace_back(work);
-    work();
-  }
-  if (error.failed()) return error.Take();
-  std::vector<const kernels::LinearWeight*> parts;
-  for (const kernels::LinearWeight& part : results) parts.push_back(&part);
-  kernels::StatusOr<kernels::LinearWeight> whole = kernels::ConcatenateRows(parts);
-  if (!whole.ok())
-    return absl::InvalidArgumentError(fmt::format("{}: {}", linear.name, whole.status().message()));
-  return *std::move(whole);
 }
 
 }  // namespace
@@ -249,7 +240,9 @@ absl::StatusOr<kernels::LinearWeight> Pipeline::QuantizeLinear(
 absl::Status QuantizeModel(const QuantizeOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<ckpt::Checkpoint> source,
                    ckpt::Checkpoint::Open(options.model));
-  const ckpt::Scheme scheme = options.recipe->scheme;
+  Settings settings = options.settings;
+  settings.solve.threads = options.threads;
+  const ckpt::Scheme scheme = settings.solve.scheme;
   if (source->config().scheme != ckpt::Scheme::kFloat) {
     return absl::InvalidArgumentError(fmt::format("{} is quantized already", options.model));
   }
@@ -262,7 +255,7 @@ absl::Status QuantizeModel(const QuantizeOptions& options) {
   const std::vector<ckpt::TensorInfo> tensors = QoqTensors(source->config(), scheme);
   RETURN_IF_ERROR(CheckSpace(*output, tensors));
   ckpt::SafetensorsWriter writer(*output, tensors, options.max_shard_bytes);
-  RETURN_IF_ERROR(Pipeline(options, *source, writer).Run());
+  RETURN_IF_ERROR(Pipeline(options, settings, *source, writer).Run());
   RETURN_IF_ERROR(writer.Finish());
   RETURN_IF_ERROR(output->WriteFile("config.json", config_json));
   RETURN_IF_ERROR(CopyModelFiles(options.model, *output));

@@ -4,17 +4,20 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
-#include "quantizer/recipe.h"
+#include "quantizer/settings.h"
 
 namespace qserve::quantizer {
 
 struct QuantizeOptions {
   std::string model;   // directory
   std::string output;  // directory, absent or empty
-  const Recipe* recipe = nullptr;
+  Settings settings;
+  std::vector<int32_t> calibration;  // token ids of the calibration text; none where not needed
   int threads = 1;
   bool terminal = false;                             // show progress on one line of standard error
   const std::atomic<bool>* interrupted = nullptr;    // may be null; set: stop soon with Cancelled

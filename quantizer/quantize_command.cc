@@ -14,6 +14,7 @@
 #include "common/cli/options.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "quantizer/evaluate/text_tokens.h"
 #include "quantizer/pipeline.h"
 #include "quantizer/recipe.h"
 
@@ -31,7 +32,7 @@ std::string RecipeHelp() {
 }
 
 struct Flags {
-  std::string model, output, recipe;
+  std::string model, output, recipe, calibration;
   std::string log_level = "info";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 };
@@ -44,7 +45,11 @@ absl::Status Run(const Flags& flags, const std::atomic<bool>& interrupted) {
   options.threads = flags.threads;
   options.terminal = ::isatty(STDERR_FILENO) == 1;
   options.interrupted = &interrupted;
-  ASSIGN_OR_RETURN(options.recipe, FindRecipe(flags.recipe));
+  ASSIGN_OR_RETURN(const Recipe* recipe, FindRecipe(flags.recipe));
+  options.settings = recipe->settings;
+  if (!flags.calibration.empty()) {
+    ASSIGN_OR_RETURN(options.calibration, ReadTokens(flags.calibration, flags.model, 0));
+  }
   LOG_INFO("quantizing {} into {} by {}", flags.model, flags.output, flags.recipe);
   RETURN_IF_ERROR(QuantizeModel(options));
   LOG_INFO("wrote {}", flags.output);
@@ -60,6 +65,8 @@ int QuantizeCommand(int argc, const char* const* argv, const std::atomic<bool>& 
   options.Add("model", flags.model, "Directory of the model to quantize")->required();
   options.Add("output", flags.output, "Directory to write; must not exist or be empty")->required();
   options.Add("recipe", flags.recipe, RecipeHelp())->required();
+  options.Add("calibration", flags.calibration,
+              "Text to calibrate on: a plain file, or .jsonl with a string \"text\" a line");
   options.Add("threads", flags.threads, "Threads to use")->check(CLI::Range(1, kMaxThreads));
   options.Add("log-level", flags.log_level, "debug, info, warn or error");
   options.app().footer(

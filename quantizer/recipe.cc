@@ -2,19 +2,38 @@
 #include "quantizer/recipe.h"
 
 #include <fmt/format.h>
-
-#include "kernels/quant/rtn.h"
-
 namespace qserve::quantizer {
 namespace {
 
 using worker::checkpoint::Scheme;
 
+// Nothing but the rounding itself.
+constexpr Settings RoundToNearest(Scheme scheme) {
+  Settings settings;
+  settings.transform.rotate = false;
+  settings.transform.values = transform::ValueTransform::kNone;
+  settings.transform.attention.enabled = false;
+  settings.solve.scheme = scheme;
+  settings.solve.clip_search = false;
+  settings.solve.free_zero = false;
+  settings.solve.gptq = false;
+  settings.correction = {.inputs = 0, .residual = 0, .head = false};
+  return settings;
+}
+
+constexpr Settings Qoq(Scheme scheme) {
+  Settings settings;
+  settings.solve.scheme = scheme;
+  return settings;
+}
+
 constexpr Recipe kRecipes[] = {
-    {"rtn-g128", "round to nearest, groups of 128 columns (two-level scales)", Scheme::kQoqGroup128,
-     kernels::RtnGroup128},
-    {"rtn-gchn", "round to nearest, one scale and zero per output channel", Scheme::kQoqPerChannel,
-     kernels::RtnPerChannel},
+    {"qoq-g128", "QoQ, groups of 128 columns (two-level scales)", Qoq(Scheme::kQoqGroup128)},
+    {"qoq-gchn", "QoQ, one scale and zero per output channel", Qoq(Scheme::kQoqPerChannel)},
+    {"rtn-g128", "round to nearest, groups of 128 columns (two-level scales)",
+     RoundToNearest(Scheme::kQoqGroup128)},
+    {"rtn-gchn", "round to nearest, one scale and zero per output channel",
+     RoundToNearest(Scheme::kQoqPerChannel)},
 };
 
 }  // namespace
@@ -29,6 +48,14 @@ absl::StatusOr<const Recipe*> FindRecipe(std::string_view name) {
   }
   return absl::InvalidArgumentError(
       fmt::format("the recipe \"{}\" is not known; there are {}", name, names));
+}
+
+bool NeedsCalibration(const Settings& settings) {
+  const transform::TransformOptions& transform = settings.transform;
+  return settings.solve.gptq || settings.correction.inputs > 0 ||
+         settings.correction.residual > 0 || settings.correction.head ||
+         transform.attention.enabled || transform.o_proj.enabled || transform.down_proj.enabled ||
+         transform.reorder || transform.values == transform::ValueTransform::kBalanced;
 }
 
 int64_t ColumnMultiple(Scheme scheme) { return scheme == Scheme::kQoqGroup128 ? 128 : 32; }

@@ -1,4 +1,4 @@
-// The recipes of --recipe: what is done to a model's linears. Called by main.cc and pipeline.cc;
+// The recipes of --recipe: presets of every switch. Called by quantize_command.cc and pipeline.cc;
 // constant data.
 #pragma once
 
@@ -8,7 +8,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "kernels/quant/linear_weight.h"
+#include "quantizer/settings.h"
 #include "worker/checkpoint/model_config.h"
 
 namespace qserve::quantizer {
@@ -16,11 +16,7 @@ namespace qserve::quantizer {
 struct Recipe {
   std::string_view name;
   std::string_view description;
-  worker::checkpoint::Scheme scheme;
-  // Quantizes rows [n][k] of a linear whose norm gains are folded in; rows are independent of one
-  // another.
-  kernels::StatusOr<kernels::LinearWeight> (*quantize_rows)(const float* weights, int64_t n,
-                                                            int64_t k);
+  Settings settings;
 };
 
 std::span<const Recipe> Recipes();

@@ -14,6 +14,7 @@
 
 #include "kernels/quant/half.h"
 #include "quantizer/pipeline.h"
+#include "quantizer/recipe.h"
 #include "tests/fakes/random_model.h"
 #include "tests/unit/worker/checkpoint/testing.h"
 #include "worker/checkpoint/checkpoint.h"
@@ -55,7 +56,7 @@ class QuantizeTest : public ::testing::Test {
     QuantizeOptions options;
     options.model = model();
     options.output = output();
-    options.recipe = *FindRecipe(recipe);
+    options.settings = (*FindRecipe(recipe))->settings;
     options.threads = threads;
     options.interrupted = interrupted;
     options.max_shard_bytes = max_shard_bytes_;
@@ -263,7 +264,7 @@ TEST_F(QuantizeTest, RefusesWhatIsThereAndWhatIsMissing) {
   ExpectError(Quantize("rtn-g128"), absl::StatusCode::kNotFound, "neither model.safetensors");
   ExpectNothingWritten();
   ExpectError(FindRecipe("awq").status(), absl::StatusCode::kInvalidArgument,
-              "there are rtn-g128, rtn-gchn");
+              "there are qoq-g128, qoq-gchn, rtn-g128, rtn-gchn");
 }
 
 TEST_F(QuantizeTest, InterruptionLeavesNothing) {

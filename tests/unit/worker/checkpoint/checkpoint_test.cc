@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "quantizer/pipeline.h"
+#include "quantizer/recipe.h"
 #include "tests/fakes/random_model.h"
 #include "tests/unit/worker/checkpoint/testing.h"
 #include "worker/checkpoint/model_layout.h"
@@ -92,7 +93,7 @@ class CheckpointTest : public ::testing::Test {
     quantizer::QuantizeOptions options;
     options.model = path();
     options.output = directory_ / recipe;
-    options.recipe = *quantizer::FindRecipe(recipe);
+    options.settings = (*quantizer::FindRecipe(recipe))->settings;
     const absl::Status status = quantizer::QuantizeModel(options);
     EXPECT_TRUE(status.ok()) << status;
     return options.output;

@@ -1,0 +1,17 @@
+// Sums of outer products over calibration tokens, a window at a time: what GPTQ calls the Hessian.
+// Products run on the device in fp32, sums over windows are fp64. The quantizer's thread.
+#pragma once
+
+#include "absl/status/status.h"
+#include "kernels/backend.h"
+#include "quantizer/block/matrix.h"
+
+namespace qserve::quantizer::calibration {
+
+// sum += a^T b for a [tokens][m], b [tokens][n], sum [m][n].
+absl::Status AddGram(kernels::Backend& backend, const MatrixF& a, const MatrixF& b, MatrixD& sum);
+
+// Rows rounded to int8 and back, as a quantized linear sees them.
+void SimulateInt8(MatrixF& x);
+
+}  // namespace qserve::quantizer::calibration

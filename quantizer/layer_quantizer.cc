@@ -1,0 +1,166 @@
+// See layer_quantizer.h.
+#include "quantizer/layer_quantizer.h"
+
+#include <fmt/format.h>
+
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "kernels/quant/half.h"
+#include "quantizer/calibration/gram.h"
+#include "quantizer/solve/gptq.h"
+#include "quantizer/transform/fold.h"
+
+namespace qserve::quantizer {
+namespace {
+
+using calibration::Stage;
+
+const std::vector<LinearIndex>& LinearsOf(Stage stage) {
+  static const std::array<std::vector<LinearIndex>, 4> kLinears = {
+      {{kQ, kK, kV}, {kO}, {kGate, kUp}, {kDown}}};
+  return kLinears[static_cast<size_t>(stage)];
+}
+
+bool AddsToResidual(Stage stage) { return stage == Stage::kO || stage == Stage::kDown; }
+
+kernels::KvFormat KvFormatOf(int bits) {
+  return bits == 4   ? kernels::KvFormat::kInt4
+         : bits == 8 ? kernels::KvFormat::kInt8
+                     : kernels::KvFormat::kF16;
+}
+
+}  // namespace
+
+absl::StatusOr<RoundedBlock> LayerQuantizer::Quantize(BlockWeights block, Streams& streams) {
+  transform::FoldNormGains(block);
+  if (rotation_ != nullptr) {
+    transform::RotateResidual(*rotation_, block, settings_.solve.threads);
+  }
+  RETURN_IF_ERROR(Transform(block, streams));
+  RoundedBlock rounded;
+  rounded.q_gain = block.q_gain;
+  rounded.k_gain = block.k_gain;
+  if (runner_ != nullptr) {
+    RETURN_IF_ERROR(Calibrate(block, streams, rounded));
+    return rounded;
+  }
+  for (const Stage stage : {Stage::kQkv, Stage::kO, Stage::kGateUp, Stage::kDown}) {
+    RETURN_IF_ERROR(QuantizeStage(stage, block, streams, rounded));
+  }
+  return rounded;
+}
+
+absl::Status LayerQuantizer::Transform(BlockWeights& /*block*/, const Streams& /*streams*/) {
+  return absl::OkStatus();
+}
+
+absl::Status LayerQuantizer::Calibrate(const BlockWeights& block, Streams& streams,
+                                       RoundedBlock& to) {
+  ASSIGN_OR_RETURN(exact_, runner_->Load(block, kernels::KvFormat::kF32));
+  ASSIGN_OR_RETURN(rounded_, runner_->Load(block, KvFormatOf(settings_.kv_bits)));
+  RETURN_IF_ERROR(QuantizeStage(Stage::kQkv, block, streams, to));
+  RETURN_IF_ERROR(QuantizeStage(Stage::kO, block, streams, to));
+  for (size_t w = 0; w < streams.exact.size(); ++w) {
+    RETURN_IF_ERROR(runner_->AddAttention(exact_, streams.exact[w]));
+    RETURN_IF_ERROR(runner_->AddAttention(rounded_, streams.rounded[w]));
+  }
+  RETURN_IF_ERROR(QuantizeStage(Stage::kGateUp, block, streams, to));
+  RETURN_IF_ERROR(QuantizeStage(Stage::kDown, block, streams, to));
+  for (size_t w = 0; w < streams.exact.size(); ++w) {
+    RETURN_IF_ERROR(runner_->AddFeedForward(exact_, streams.exact[w]));
+    RETURN_IF_ERROR(runner_->AddFeedForward(rounded_, streams.rounded[w]));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<InputMoments> LayerQuantizer::Collect(Stage stage, const Streams& streams) {
+  kernels::Backend& backend = runner_->backend();
+  const CorrectionOptions& correction = settings_.correction;
+  InputMoments sum;
+  double tokens = 0;
+  for (size_t w = 0; w < streams.exact.size(); ++w) {
+    RETURN_IF_ERROR(check_());
+    ASSIGN_OR_RETURN(MatrixF x, runner_->Input(rounded_, stage, streams.rounded[w]));
+    if (settings_.int8_inputs) calibration::SimulateInt8(x);
+    RETURN_IF_ERROR(calibration::AddGram(backend, x, x, sum.moments));
+    if (correction.inputs > 0) {
+      ASSIGN_OR_RETURN(MatrixF exact, runner_->Input(exact_, stage, streams.exact[w]));
+      exact -= x;
+      RETURN_IF_ERROR(calibration::AddGram(backend, exact, x, sum.inputs));
+    }
+    if (correction.residual > 0 && AddsToResidual(stage)) {
+      const MatrixF difference = streams.exact[w] - streams.rounded[w];
+      RETURN_IF_ERROR(calibration::AddGram(backend, difference, x, sum.residual));
+    }
+    tokens += static_cast<double>(x.rows());
+  }
+  sum.moments = (0.5 / tokens) * (sum.moments + sum.moments.transpose()).eval();
+  sum.inputs *= correction.inputs / tokens;
+  sum.residual *= correction.residual / tokens;
+  return sum;
+}
+
+absl::StatusOr<MatrixF> LayerQuantizer::Corrected(const MatrixF& weights,
+                                                  const InputMoments& input) const {
+  MatrixD change;
+  if (input.inputs.size() != 0) {
+    RETURN_IF_ERROR(calibration::AddGram(runner_->backend(), weights.transpose(),
+                                         input.inputs.cast<float>(), change));
+  }
+  if (input.residual.size() != 0) {
+    if (change.size() == 0) change = MatrixD::Zero(weights.rows(), weights.cols());
+    change += input.residual;
+  }
+  if (change.size() == 0) return weights;
+  return solve::Correct(weights, change, input.moments, settings_.correction.damping);
+}
+
+absl::Status LayerQuantizer::QuantizeStage(Stage stage, const BlockWeights& block,
+                                           const Streams& streams, RoundedBlock& to) {
+  InputMoments input;
+  if (runner_ != nullptr) {
+    ASSIGN_OR_RETURN(input, Collect(stage, streams));
+  }
+  std::vector<const kernels::LinearWeight*> parts;
+  for (const LinearIndex i : LinearsOf(stage)) {
+    RETURN_IF_ERROR(check_());
+    const FloatLinear& linear = block[i];
+    MatrixF target = linear.weight;
+    if (runner_ != nullptr) {
+      ASSIGN_OR_RETURN(target, Corrected(linear.weight, input));
+    } else {
+      input.moments = MatrixD::Identity(target.cols(), target.cols());
+    }
+    absl::StatusOr<kernels::LinearWeight> rounded =
+        solve::SolveLinear(target, input.moments, settings_.solve);
+    if (!rounded.ok()) {
+      return absl::InvalidArgumentError(
+          fmt::format("{}: {}", linear.name, std::string(rounded.status().message())));
+    }
+    LOG_DEBUG("{}: relative error {:.2e}", linear.name,
+              solve::RelativeError(target, *rounded, input.moments));
+    for (int64_t n = 0; n < linear.bias.size(); ++n) {
+      rounded->bias.push_back(kernels::RoundToHalf(linear.bias[n]));
+    }
+    to.linears[i] = *std::move(rounded);
+    parts.push_back(&to.linears[i]);
+  }
+  return runner_ != nullptr ? runner_->Replace(stage, parts, rounded_) : absl::OkStatus();
+}
+
+// The norms' gains are 1 by now, so that the last block's first norm is the model's last one.
+absl::Status LayerQuantizer::PrepareHead(const Streams& streams) {
+  if (runner_ == nullptr || !settings_.correction.head) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const InputMoments input, Collect(Stage::kQkv, streams));
+  const int64_t size = input.moments.rows();
+  ASSIGN_OR_RETURN(head_, solve::Correct(MatrixF::Identity(size, size), input.inputs, input.moments,
+                                         settings_.correction.damping));
+  return absl::OkStatus();
+}
+
+MatrixF LayerQuantizer::CorrectHead(MatrixF rows) const {
+  if (head_.size() == 0) return rows;
+  return rows * head_;
+}
+
+}  // namespace qserve::quantizer

@@ -1,0 +1,38 @@
+// The changes of a model that leave its function as it is, and their switches. Plain data.
+#pragma once
+
+#include <cstdint>
+
+namespace qserve::quantizer::transform {
+
+// What is done to the value heads (rows of v_proj) and undone in o_proj's columns.
+enum class ValueTransform {
+  kNone,
+  kHadamard,  // each head turned by a Hadamard matrix
+  kBalanced,  // each head by the matrix that makes the 4-bit error of its values cost least
+};
+
+struct SmoothAttentionOptions {
+  bool enabled = true;
+  double alpha = 0.5;
+  double beta = 0;
+  bool search = false;  // of alpha, by the error of the attention output
+};
+
+struct SmoothOutputOptions {
+  bool enabled = false;
+  double alpha = 0.3;
+  double beta = 0.7;
+};
+
+struct TransformOptions {
+  bool rotate = true;
+  uint64_t rotation_seed = 0;  // 0: no random signs
+  ValueTransform values = ValueTransform::kHadamard;
+  SmoothAttentionOptions attention;
+  SmoothOutputOptions o_proj;
+  SmoothOutputOptions down_proj;
+  bool reorder = false;  // input channels of o_proj and down_proj by magnitude
+};
+
+}  // namespace qserve::quantizer::transform
