@@ -6,86 +6,97 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
-#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "common/cli/options.h"
 #include "common/log.h"
 #include "common/status_macros.h"
-#include "kernels/device_factory.h"
-#include "quantizer/evaluate/perplexity.h"
-#include "quantizer/evaluate/text_tokens.h"
-#include "quantizer/progress.h"
-#include "worker/checkpoint/checkpoint.h"
-#include "worker/exec/direct_runner.h"
-#include "worker/exec/rank.h"
-#include "worker/model/device_status.h"
+#include "quantizer/evaluate/evaluation.h"
+#include "quantizer/evaluate/report.h"
+#include "quantizer/evaluate/setting.h"
+#include "quantizer/evaluate/svg_plot.h"
+#include "worker/checkpoint/output_directory.h"
+#include "worker/exec/executor_options.h"
 
 namespace qserve::quantizer {
 namespace {
 
-namespace ckpt = worker::checkpoint;
 namespace exec = worker::exec;
 
 constexpr int kMaxThreads = 1024;
 constexpr int64_t kMaxSequence = int64_t{1} << 24;
 
 struct Flags {
-  std::string model, text;
+  std::string model, reference, text, settings, json, plot;
   int64_t max_tokens = 0, sequence_length = 0, stride = 0;
+  bool no_layers = false;
   std::string quantize = "none", kv_cache_dtype = "auto", lm_head_dtype = "auto";
   std::string device = "cpu", log_level = "info";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 };
 
+// To the file, or to standard output for "-".
+absl::Status Write(const std::string& path, const std::string& contents) {
+  if (path == "-") {
+    std::fwrite(contents.data(), 1, contents.size(), stdout);
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(auto file, worker::checkpoint::OutputFile::Create(path));
+  RETURN_IF_ERROR(file.Write(std::as_bytes(std::span(contents))));
+  return file.Close();
+}
+
+absl::StatusOr<EvalOptions> OptionsOf(const Flags& flags, const std::atomic<bool>& interrupted) {
+  EvalOptions options = {.model = flags.model,
+                         .reference = flags.reference,
+                         .text = flags.text,
+                         .max_tokens = flags.max_tokens,
+                         .sequence_length = flags.sequence_length,
+                         .stride = flags.stride,
+                         .layers = !flags.no_layers,
+                         .terminal = ::isatty(STDERR_FILENO) == 1,
+                         .interrupted = &interrupted};
+  if (!flags.settings.empty()) {
+    ASSIGN_OR_RETURN(options.settings, ParseSettings(flags.settings));
+  }
+  options.trial.threads = flags.threads;
+  options.trial.device = flags.device;
+  ASSIGN_OR_RETURN(options.trial.kv_cache, exec::ParseKvCacheType(flags.kv_cache_dtype));
+  ASSIGN_OR_RETURN(options.trial.lm_head, exec::ParseLmHeadType(flags.lm_head_dtype));
+  ASSIGN_OR_RETURN(options.trial.quantize, exec::ParseQuantize(flags.quantize));
+  return options;
+}
+
 absl::Status Run(const Flags& flags, const std::atomic<bool>& interrupted) {
   RETURN_IF_ERROR(InitLogging("eval", flags.log_level, "text"));
-  ASSIGN_OR_RETURN(const std::unique_ptr<ckpt::Checkpoint> model,
-                   ckpt::Checkpoint::Open(flags.model));
-  ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
-                   ReadTokens(flags.text, flags.model, flags.max_tokens));
-  const int64_t length = std::min(flags.sequence_length > 0 ? flags.sequence_length : int64_t{2048},
-                                  model->config().max_position_embeddings);
-  const int64_t stride = flags.stride > 0 ? std::min(flags.stride, length) : length;
-  const std::vector<Window> windows = MakeWindows(std::ssize(tokens), length, stride);
-
-  exec::DirectRunnerOptions options = {.max_tokens = windows.front().size, .max_step_tokens = 256};
-  options.weights.reader_threads = flags.threads;
-  ASSIGN_OR_RETURN(options.kv_cache, exec::ParseKvCacheType(flags.kv_cache_dtype));
-  ASSIGN_OR_RETURN(options.weights.lm_head, exec::ParseLmHeadType(flags.lm_head_dtype));
-  ASSIGN_OR_RETURN(options.weights.quantization, exec::ParseQuantize(flags.quantize));
-  ASSIGN_OR_RETURN(
-      const std::unique_ptr<kernels::Backend> backend,
-      worker::model::ToAbsl(kernels::CreateBackend({.device = flags.device,
-                                                    .threads = flags.threads,
-                                                    .model_type = model->config().float_type})));
-  ASSIGN_OR_RETURN(const auto communicator,
-                   exec::DefaultCommunicator(/*options=*/{}, /*store=*/nullptr)(*backend));
-  ASSIGN_OR_RETURN(const auto runner,
-                   exec::DirectRunner::Create(*model, *backend, *communicator, options));
-  Progress progress("windows:", std::ssize(windows), ::isatty(STDERR_FILENO) == 1);
-  ASSIGN_OR_RETURN(
-      const Perplexity result,
-      MeasurePerplexity(*runner, *backend, tokens, windows,
-                        {.threads = flags.threads,
-                         .progress = [&](int64_t done, int64_t) { progress.Step(done); },
-                         .interrupted = &interrupted}));
-  fmt::print("{} tokens scored in {} windows of {} (stride {})\n", result.surprise.size(),
-             result.windows, windows.front().size, stride);
-  fmt::print("perplexity {:.4f}\n", result.perplexity());
-  return absl::OkStatus();
+  ASSIGN_OR_RETURN(const EvalOptions options, OptionsOf(flags, interrupted));
+  ASSIGN_OR_RETURN(const Evaluation evaluation, Evaluate(options));
+  if (flags.json != "-") RETURN_IF_ERROR(Write("-", TextReport(evaluation)));
+  if (!flags.json.empty()) RETURN_IF_ERROR(Write(flags.json, JsonReport(evaluation)));
+  if (flags.plot.empty()) return absl::OkStatus();
+  if (evaluation.layers.empty())
+    return absl::InvalidArgumentError("nothing to plot: there is no report by layers");
+  const std::string title =
+      fmt::format("{}: {} against full precision", flags.model, evaluation.layers_setting);
+  return Write(flags.plot, LayerPlot(evaluation.layers, title));
 }
 
 }  // namespace
 
 int EvalCommand(int argc, const char* const* argv, const std::atomic<bool>& interrupted) {
   Flags flags;
-  cli::Options options("qserve-quantize eval", "Measure the perplexity of a checkpoint on a text");
+  cli::Options options(
+      "qserve-quantize eval",
+      "Measure what quantization costs a checkpoint: perplexity on a text with weights, "
+      "activations and KV cache quantized, and the error of each layer");
   options.Add("model", flags.model, "Directory of the model, full precision or QoQ")->required();
+  options.Add("reference", flags.reference,
+              "Full-precision directory of the same model, to compare with");
   options.Add("text", flags.text, "UTF-8 text, or .jsonl with a member \"text\"")->required();
   options.Add("max-tokens", flags.max_tokens, "Use this many tokens of the text; 0: all")
       ->check(CLI::NonNegativeNumber);
@@ -96,6 +107,13 @@ int EvalCommand(int argc, const char* const* argv, const std::atomic<bool>& inte
   options
       .Add("stride", flags.stride, "From one window's start to the next; 0: the window's length")
       ->check(CLI::Range(int64_t{0}, kMaxSequence));
+  options.Add("settings", flags.settings,
+              "What to quantize, separated by commas: \"served\" as a worker does, or "
+              "w{16,8,4}a{16,8}kv{16,8,4}; default: whatever the directories can have");
+  options.Add("json", flags.json,
+              "Write the figures as JSON to this file; -: instead of the table");
+  options.Add("plot", flags.plot, "Draw the report by layers into this SVG file");
+  options.AddFlag("no-layers", flags.no_layers, "Leave out the report by layers");
   options.Add("quantize", flags.quantize, "none, rtn-g128 or rtn-gchn: round weights when loading");
   options.Add("kv-cache-dtype", flags.kv_cache_dtype, "auto, int4, int8, fp16 or fp32");
   options.Add("lm-head-dtype", flags.lm_head_dtype, "auto, fp16, int8 or int4");

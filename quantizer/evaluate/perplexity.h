@@ -38,7 +38,7 @@ struct Perplexity {
 };
 
 struct MeasureOptions {
-  int64_t chunk = 256;  // tokens of a step; does not change the result
+  int64_t chunk = 256;  // tokens of a step; changes no bit of what is served quantized
   int threads = 1;      // for the logits
   std::function<void(int64_t done, int64_t total)> progress;  // windows; may be empty
   const std::atomic<bool>* interrupted = nullptr;             // may be null; set: Cancelled

@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "common/check.h"
 #include "common/status_macros.h"
 #include "worker/model/device_status.h"
 #include "worker/model/sharding.h"
@@ -72,7 +73,7 @@ absl::Status DirectRunner::Visit(std::span<const int32_t> token_ids, int64_t chu
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t count = std::min(chunk, tokens - begin);
     RETURN_IF_ERROR(
-        RunChunk(token_ids.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)), begin));
+        Step(token_ids.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)), begin));
     if (communicator_.rank() != 0) continue;
     const kernels::Matrix<const float> logits = model_->logits();
     RETURN_IF_ERROR(visit(begin, {.data = logits.data,
@@ -98,8 +99,9 @@ absl::StatusOr<std::vector<float>> DirectRunner::Logits(std::span<const int32_t>
   return all;
 }
 
-absl::Status DirectRunner::RunChunk(std::span<const int32_t> token_ids, int64_t first_position) {
+absl::Status DirectRunner::Step(std::span<const int32_t> token_ids, int64_t first_position) {
   const int64_t count = std::ssize(token_ids);
+  QSERVE_CHECK(count <= max_step_tokens_ && first_position + count <= max_tokens_);
   std::vector<int32_t> rows(static_cast<size_t>(count));
   std::iota(rows.begin(), rows.end(), 0);
   const std::vector<kernels::SequenceSpan> sequences = {{.first_row = 0,

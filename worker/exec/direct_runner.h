@@ -34,6 +34,11 @@ class DirectRunner {
       const checkpoint::Checkpoint& checkpoint, kernels::Backend& backend,
       comm::Communicator& communicator, const DirectRunnerOptions& options);
 
+  // One step of Visit by hand: the next tokens of a sequence whose tokens before `first_position`
+  // were run just before. model().logits() has a row for each. Ids must be of the vocabulary, and
+  // no more than a step and a sequence may have.
+  absl::Status Step(std::span<const int32_t> token_ids, int64_t first_position);
+
   // What a step computed: logits [count, vocabulary] behind the tokens from `first_position` on.
   // Device memory, valid during the call.
   using LogitVisitor =

@@ -1,0 +1,16 @@
+// An evaluation as text for people and as JSON for programs. Called by eval_command.cc; pure.
+#pragma once
+
+#include <string>
+
+#include "quantizer/evaluate/evaluation.h"
+
+namespace qserve::quantizer {
+
+// The table of settings, then that of the layers, a line each.
+std::string TextReport(const Evaluation& evaluation);
+
+// The same figures, unrounded; ends with a newline. An infinite ratio is null.
+std::string JsonReport(const Evaluation& evaluation);
+
+}  // namespace qserve::quantizer
