@@ -148,6 +148,13 @@ def parse(engine: str, output: str, case: Case) -> list[dict[str, float]]:
     return samples
 
 
+def expected_seconds(engine: str, case: Case, config: dict) -> float:
+    """Roughly what a process takes on two cores without AMX: enough to plan by."""
+    prefill, decode = (200, 100) if engine == QSERVE else (75, 45)
+    once = case.batch * case.context / prefill + case.output * max(case.batch / decode, 1 / 20)
+    return 12 + case.inner * once * token_weights(config) / 1.2e9
+
+
 def token_weights(config: dict) -> int:
     """Weights that a token is multiplied with: the linears and the output head."""
     hidden, head = config["hidden_size"], config["head_dim"]

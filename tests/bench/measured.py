@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
-"""Runs a command and says what it took: its output, time, peak memory, and how busy others kept the processors meanwhile.
+"""Runs commands and says what each took: its output, time, peak memory, and how busy others kept the processors meanwhile.
 
-usage: measured.py SECONDS COMMAND [ARGUMENT]...       prints one JSON object; the command is ended after SECONDS
+usage: measured.py SECONDS < LIST       prints a JSON object for each
+
+LIST is JSON: [{"command": [WORD...], "expected": SECONDS}...]. The first is run, and those after it for which the time is expected to
+suffice; a command is ended when it does not.
 
 "others" is the share of all processors' time that neither was idle nor went to the command: other processes, the host (steal) and
 this script. A measurement with more than a few percent of it says little. Anonymous memory is sampled, peak_rss is the kernel's.
@@ -58,7 +61,16 @@ def run(limit: float, command: list[str]) -> dict[str, object]:
                 "stderr": err.read().decode(errors="replace")[-2000:]}
 
 
+def run_all(seconds: float, wanted: list[dict]) -> None:
+    end = time.monotonic() + seconds
+    for index, one in enumerate(wanted):
+        left = end - time.monotonic()
+        if index > 0 and one["expected"] > left:
+            break
+        print(json.dumps(run(left, one["command"])), flush=True)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    if len(sys.argv) != 2:
         sys.exit(__doc__)
-    print(json.dumps(run(float(sys.argv[1]), sys.argv[2:])))
+    run_all(float(sys.argv[1]), json.load(sys.stdin))

@@ -20,6 +20,7 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import ceilings
 import engines
@@ -29,6 +30,16 @@ from engines import CASES, CONFIGS, LONG_CASES, QSERVE, QUICK_CASES, Case, Confi
 
 HERE = pathlib.Path(__file__).resolve().parent
 ATTEMPTS = 3  # of a run that others disturb
+SERVED = ("32", "128", "64", "128MiB")  # streams, prompt, output, KV cache: what serving.py gets
+GROUP = 8  # commands at most under one call of --prefix
+
+
+@dataclass(frozen=True)
+class Job:
+    shape: str
+    config: Config
+    case: Case
+    turn: int
 
 
 class Run:
@@ -39,19 +50,25 @@ class Run:
         self.records = load(options.directory)
         self.file = (options.directory / "samples.jsonl").open("a")
 
-    def measured(self, command: list[str]) -> dict:
-        words = [*shlex.split(self.options.prefix), sys.executable, str(HERE / "measured.py"), str(self.options.limit), *command]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            return {"rc": done.returncode, "others": 0.0, "timed_out": False, "stderr": done.stderr[-2000:], "stdout": ""}
-        return json.loads(done.stdout)
+    def measured(self, commands: list[list[str]], expected: list[float]) -> list[dict]:
+        """What measured.py says of the first of them at least."""
+        words = [*shlex.split(self.options.prefix), sys.executable, str(HERE / "measured.py"), str(self.options.limit)]
+        wanted = [{"command": command, "expected": seconds} for command, seconds in zip(commands, expected)]
+        start = time.monotonic()
+        done = subprocess.run(words, input=json.dumps(wanted), capture_output=True, text=True, check=False)
+        results = engines.json_lines(done.stdout)
+        time.sleep(self.options.rest * sum(one["seconds"] for one in results))
+        if not results:
+            return [{"rc": done.returncode, "others": 0.0, "timed_out": False, "seconds": time.monotonic() - start,
+                     "stderr": done.stderr[-2000:], "stdout": ""}]
+        return results
 
-    def record(self, shape: str, config: Config, case: Case, turn: int) -> dict:
+    def record(self, job: Job, found: dict) -> dict:
         """What samples.jsonl gets: samples, or why there are none."""
-        command = engines.command(self.places, shape, config, case)
-        found = self.measured(command)
-        record = {"shape": shape, "engine": config.engine, "config": config.name, "case": case.name(), "batch": case.batch,
-                  "context": case.context, "output": case.output, "round": turn, "time": now(), "command": shlex.join(command),
+        config, case = job.config, job.case
+        record = {"shape": job.shape, "engine": config.engine, "config": config.name, "case": case.name(), "batch": case.batch,
+                  "context": case.context, "output": case.output, "round": job.turn, "time": now(),
+                  "command": shlex.join(self.command(job)),
                   **{key: found.get(key) for key in ("others", "seconds", "peak_rss", "peak_anonymous")}}
         if found["timed_out"]:
             return {**record, "absent": f"took more than {self.options.limit} s"}
@@ -59,24 +76,43 @@ class Run:
             return {**record, "absent": f"ended with {found['rc']}: {found['stderr'].strip()[-300:]}"}
         try:
             samples = engines.parse(config.engine, found["stdout"], case)
-            return {**record, **engines.about(config.engine, found["stdout"], engines.shape_of(self.places, shape)), "samples": samples}
+            about = engines.about(config.engine, found["stdout"], engines.shape_of(self.places, job.shape))
+            return {**record, **about, "samples": samples}
         except (ValueError, KeyError) as error:
             return {**record, "absent": f"its output was not understood: {error}"}
 
-    def one(self, shape: str, config: Config, case: Case, turn: int) -> None:
-        for _ in range(ATTEMPTS):
-            record = self.record(shape, config, case, turn)
-            time.sleep(self.options.rest * (record["seconds"] or 0))
-            calm = record.get("absent") or record["others"] <= report.QUIET
-            if calm:
-                break
+    def command(self, job: Job) -> list[str]:
+        return engines.command(self.places, job.shape, job.config, job.case)
+
+    def expected(self, job: Job) -> float:
+        return engines.expected_seconds(job.config.engine, job.case, engines.shape_of(self.places, job.shape))
+
+    def keep(self, record: dict) -> None:
         self.records.append(record)
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
-        print(f"{shape} {case.name():8} round {turn} {config.label():38} {summary(record)}", flush=True)
+        print(f"{record['shape']} {record['case']:8} round {record['round']} {record['engine'] + ' ' + record['config']:38} "
+              f"{summary(record)}", flush=True)
 
-    def has(self, shape: str, config: Config, case: Case, turn: int) -> bool:
-        key = (shape, config.engine, config.name, case.name(), turn)
+    def do(self, jobs: list[Job]) -> None:
+        """All of them in their order; those that others disturbed once more after the rest, and at last as they are."""
+        waiting = [(job, ATTEMPTS) for job in jobs]
+        while waiting:
+            group = [job for job, _ in waiting[:GROUP]]
+            results = self.measured([self.command(job) for job in group], [self.expected(job) for job in group])
+            done, waiting = waiting[:len(results)], waiting[len(results):]
+            for index, ((job, attempts), found) in enumerate(zip(done, results)):
+                if index > 0 and found["timed_out"]:  # it only began too late
+                    waiting.insert(0, (job, attempts))
+                    continue
+                record = self.record(job, found)
+                if attempts > 1 and "samples" in record and record["others"] > report.QUIET:
+                    waiting.append((job, attempts - 1))
+                else:
+                    self.keep(record)
+
+    def has(self, job: Job) -> bool:
+        key = (job.shape, job.config.engine, job.config.name, job.case.name(), job.turn)
         return any((one["shape"], one["engine"], one["config"], one["case"], one["round"]) == key for one in self.records)
 
     def configs(self, shape: str, case: Case, turn: int) -> list[Config]:
@@ -87,13 +123,33 @@ class Run:
             chosen = [one for one in chosen if one.engine != engine or one.name not in fallen]
         return chosen if turn % 2 == 0 else chosen[::-1]
 
+    def serving(self, shape: str) -> None:
+        """serving.jsonl gets a line a round: the same batch offline and through the router."""
+        for turn in range(self.options.rounds):
+            for config in (one for one in CONFIGS if one.engine == QSERVE):
+                command = [sys.executable, str(HERE / "serving.py"), str(self.places.qserve), str(self.places.models / shape / "qserve"),
+                           str(self.places.threads), *SERVED, *config.arguments]
+                found = self.measured([command], [0])[0]
+                result = json.loads(found["stdout"]) if found["rc"] == 0 else {"absent": found["stderr"].strip()[-300:]}
+                record = {"shape": shape, "config": config.name, "round": turn, "others": found["others"], **result}
+                with (self.options.directory / "serving.jsonl").open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                print(f"{shape} through the router: {config.name}: {served_text(record)}", flush=True)
+
     def all(self) -> None:
         for turn in range(self.options.rounds):
             for shape in self.options.shapes:
                 for case in self.options.cases:
-                    for config in self.configs(shape, case, turn):
-                        if not self.has(shape, config, case, turn):
-                            self.one(shape, config, case, turn)
+                    jobs = [Job(shape, config, case, turn) for config in self.configs(shape, case, turn)]
+                    self.do([job for job in jobs if not self.has(job)])
+
+
+def served_text(record: dict) -> str:
+    if "absent" in record:
+        return f"absent: {record['absent']}"
+    offline, grpc = (record[key]["tokens_per_second"] for key in ("offline", "grpc"))
+    return (f"{record['streams']} streams, {record['prompt']} in, {record['output']} out: {grpc:.1f} tokens/s of the whole run, offline "
+            f"{offline:.1f}: {100 * grpc / offline:.1f} %, others {100 * record['others']:.0f} %")
 
 
 def summary(record: dict) -> str:
@@ -109,7 +165,10 @@ def now() -> str:
 
 
 def load(directory: pathlib.Path) -> list[dict]:
-    path = directory / "samples.jsonl"
+    return read_lines(directory / "samples.jsonl")
+
+
+def read_lines(path: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -133,11 +192,11 @@ def versions(cache: pathlib.Path, qserve: pathlib.Path) -> dict:
 
 
 def measure_ceilings(run: Run) -> dict:
-    found = run.measured([str(run.places.qserve / "kernels_bench"), "--model", "1b", "--threads", str(run.places.threads), "--m",
-                          "1,8,32,512"])
-    kernels = {**ceilings.parse_kernels(found["stdout"]), "others": found["others"]}
-    attention = run.measured([str(run.places.qserve / "attention_bench"), "--only", "1b"])
-    return {**kernels, "attention": attention["stdout"].splitlines()}
+    commands = [[str(run.places.qserve / "kernels_bench"), "--model", "1b", "--threads", str(run.places.threads), "--m", "1,8,32,512"],
+                [str(run.places.qserve / "attention_bench"), "--only", "1b"]]
+    kernels, *attention = run.measured(commands, [30, 30])
+    return {**ceilings.parse_kernels(kernels["stdout"]), "others": kernels["others"],
+            "attention": attention[0]["stdout"].splitlines() if attention else []}
 
 
 def describe(run: Run) -> None:
@@ -159,7 +218,9 @@ def print_tables(directories: list[pathlib.Path]) -> None:
               f"{', '.join(dict.fromkeys(one['commit'] for one in records if one.get('commit')))}\n")
         for shape in dict.fromkeys(record["shape"] for record in records):
             print(f"### {shape}\n\n{report.table(records, shape, 'amx_int8' in machine['isa'])}")
-        print(f"### Kernels in the same run\n\n{ceilings.table(head['ceilings'])}")
+        for line in read_lines(directory / "serving.jsonl"):
+            print(f"- {line['config']}: {served_text(line)}")
+        print(f"\n### Kernels in the same run\n\n{ceilings.table(head['ceilings'])}")
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -174,8 +235,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     run.add_argument("--cases", type=lambda text: text.split(","), help="BATCHxCONTEXT,...")
     run.add_argument("--rounds", type=int, default=3)
     run.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    run.add_argument("--limit", type=int, default=600, help="seconds for one process")
+    run.add_argument("--limit", type=int, default=600, help="seconds for one process, and for one call of --prefix")
     run.add_argument("--prefix", default="", help="a command that every measurement runs under")
+    run.add_argument("--serve", action="store_true", help="afterwards also a batch through the router, beside the same offline")
     run.add_argument("--without", action="append", default=[], help="a configuration's name; may be repeated")
     run.add_argument("--rest", type=float, default=0, help="seconds of rest for each second measured, where others need the machine")
     run.add_argument("--share-prompts", action="store_true", help="see openvino_bench.py --share")
@@ -205,6 +267,8 @@ def main(arguments: list[str]) -> None:
         run = Run(options)
         describe(run)
         run.all()
+        if options.serve:
+            run.serving(options.shapes[0])
         print_tables([options.directory])
 
 

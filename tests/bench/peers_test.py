@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Tests of what peers.py makes of measurements. No peer, no model and no timing is needed."""
 
+import contextlib
+import io
 import json
 import pathlib
 import struct
@@ -30,7 +32,7 @@ def record(engine, config, case, decode, prefill=100.0, **fields):
     batch, context = (int(part) for part in case.split("x"))
     samples = [{"prefill": prefill, "prefill_seconds": batch * context / prefill, "decode": one} for one in decode]
     return {"shape": SHAPE, "engine": engine, "config": config, "case": case, "batch": batch, "context": context, "output": 32,
-            "round": 0, "others": 0.0, "peak_rss": 1 << 30, "samples": samples, **fields}
+            "round": 0, "others": 0.0, "peak_rss": 1 << 30, "peak_anonymous": 1 << 20, "samples": samples, **fields}
 
 
 def line(records, metric, case, has_amx=False):
@@ -159,6 +161,12 @@ class Processes(unittest.TestCase):
         found = measured.run(30, [sys.executable, "-c", "print('x'); raise SystemExit(3)"])
         self.assertEqual((found["stdout"], found["rc"], found["timed_out"]), ("x\n", 3, False))
         self.assertGreater(found["peak_rss"], 1 << 20)
+
+    def test_commands_that_the_time_will_not_suffice_for_are_left(self):
+        wanted = [{"command": ["true"], "expected": 1000}, {"command": ["true"], "expected": 1}, {"command": ["true"], "expected": 1000}]
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            measured.run_all(60, wanted)
+        self.assertEqual(len(engines.json_lines(out.getvalue())), 2)
 
     def test_a_command_that_takes_too_long_is_ended(self):
         self.assertTrue(measured.run(0.2, [sys.executable, "-c", "import time; time.sleep(60)"])["timed_out"])

@@ -27,13 +27,14 @@ PREFILL = Metric("prefill", "prefill, tokens/s", lambda record, sample: sample["
 DECODE = Metric("decode", "decode, tokens/s", lambda record, sample: sample["decode"])
 FIRST = Metric("first", "time to first token, s", lambda record, sample: sample["prefill_seconds"], False, 2)
 MEMORY = Metric("memory", "peak resident memory, MiB", lambda record, sample: record["peak_rss"] / 2**20, False, 0)
+ANONYMOUS = Metric("anonymous", "of it not mapped from files, MiB", lambda record, sample: record["peak_anonymous"] / 2**20, False, 0)
 
 # What the tables show: a prompt's own speed where it is one, and where eight are computed together.
 ROWS: tuple[tuple[Metric, str], ...] = (
     *((PREFILL, case) for case in ("1x128", "8x128", "1x1024", "1x4096")),
     *((DECODE, case) for case in ("1x128", "4x128", "8x128", "16x128", "32x128", "1x1024", "8x1024", "32x1024", "1x4096", "8x4096")),
     *((FIRST, case) for case in ("1x128", "1x1024", "1x4096")),
-    *((MEMORY, case) for case in ("1x128", "32x128", "8x1024")),
+    *((metric, case) for case in ("1x128", "32x128", "8x1024") for metric in (MEMORY, ANONYMOUS)),
 )
 
 # Against the best peer, on llama-3.2-1b and two cores; with AMX and without where they differ.
