@@ -17,6 +17,7 @@ from collections.abc import Iterator
 BLOCK, BLOCK_BYTES = 32, 18  # Q4_0: 32 codes of 4 bits behind one fp16 scale
 F32, Q4_0 = 0, 2  # ggml's numbers of tensor types
 ALIGNMENT = 32
+PIECE = 64 << 20
 DEVIATION = 0.02  # of the weights; 4.61 is that of uniform codes of 4 bits
 SCALE = struct.pack("<e", DEVIATION / 4.61)
 
@@ -97,7 +98,9 @@ def contents(tensor: Tensor, source: random.Random) -> bytes:
     name, shape, kind = tensor
     if kind == F32:
         return struct.pack("<f", 0.0 if name.endswith("bias") else 1.0) * count(shape)
-    data = bytearray(source.randbytes(size(tensor)))
+    data = bytearray()
+    while len(data) < size(tensor):  # Python makes less than 256 MiB of random bytes at a time
+        data += source.randbytes(min(PIECE, size(tensor) - len(data)))
     blocks = len(data) // BLOCK_BYTES
     data[0::BLOCK_BYTES] = SCALE[:1] * blocks
     data[1::BLOCK_BYTES] = SCALE[1:] * blocks
