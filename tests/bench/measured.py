@@ -4,7 +4,7 @@
 usage: measured.py SECONDS < LIST       prints a JSON object for each
 
 LIST is JSON: [{"command": [WORD...], "expected": SECONDS}...]. The first is run, and those after it for which the time is expected to
-suffice; a command is ended when it does not.
+suffice; a command is ended when it does not. Each waits a while for idle processors.
 
 "others" is the share of all processors' time that neither was idle nor went to the command: other processes, the host (steal) and
 this script. A measurement with more than a few percent of it says little. Anonymous memory is sampled, peak_rss is the kernel's.
@@ -19,6 +19,7 @@ import tempfile
 import time
 
 PAUSE = 0.05  # seconds between samples of memory
+CALM, CALM_SHARE = 0.5, 0.06  # seconds; share of the processors that others may take
 
 
 def busy_seconds() -> float:
@@ -61,9 +62,20 @@ def run(limit: float, command: list[str]) -> dict[str, object]:
                 "stderr": err.read().decode(errors="replace")[-2000:]}
 
 
+def wait_for_calm(seconds: float) -> None:
+    """Until the processors were idle for a moment, but no longer than that."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        busy, start = busy_seconds(), time.monotonic()
+        time.sleep(CALM)
+        if busy_seconds() - busy < CALM_SHARE * (time.monotonic() - start) * len(os.sched_getaffinity(0)):
+            return
+
+
 def run_all(seconds: float, wanted: list[dict]) -> None:
     end = time.monotonic() + seconds
     for index, one in enumerate(wanted):
+        wait_for_calm((end - time.monotonic()) / 3)
         left = end - time.monotonic()
         if index > 0 and one["expected"] > left:
             break
