@@ -46,20 +46,29 @@ void AddLinear(const ckpt::LinearSpec& linear, ckpt::Scheme scheme,
 
 }  // namespace
 
+std::vector<ckpt::TensorInfo> BlockTensors(const ckpt::ModelConfig& config, ckpt::Scheme scheme,
+                                           int64_t layer) {
+  const int64_t hidden = config.hidden_size;
+  const std::string block = fmt::format("model.layers.{}.", layer);
+  std::vector<ckpt::TensorInfo> tensors = {
+      {block + "input_layernorm.weight", Dtype::kF16, {hidden}},
+      {block + "post_attention_layernorm.weight", Dtype::kF16, {hidden}}};
+  if (config.qk_norm) {
+    tensors.push_back({block + "self_attn.q_norm.weight", Dtype::kF16, {config.head_dim}});
+    tensors.push_back({block + "self_attn.k_norm.weight", Dtype::kF16, {config.head_dim}});
+  }
+  for (const ckpt::LinearSpec& linear : ckpt::LayerLinears(config, layer))
+    AddLinear(linear, scheme, tensors);
+  return tensors;
+}
+
 std::vector<ckpt::TensorInfo> QoqTensors(const ckpt::ModelConfig& config, ckpt::Scheme scheme) {
   const int64_t hidden = config.hidden_size;
   std::vector<ckpt::TensorInfo> tensors = {
       {ckpt::kEmbeddingTensor, Dtype::kF16, {config.vocab_size, hidden}}};
   for (int64_t layer = 0; layer < config.layers; ++layer) {
-    const std::string block = fmt::format("model.layers.{}.", layer);
-    tensors.push_back({block + "input_layernorm.weight", Dtype::kF16, {hidden}});
-    tensors.push_back({block + "post_attention_layernorm.weight", Dtype::kF16, {hidden}});
-    if (config.qk_norm) {
-      tensors.push_back({block + "self_attn.q_norm.weight", Dtype::kF16, {config.head_dim}});
-      tensors.push_back({block + "self_attn.k_norm.weight", Dtype::kF16, {config.head_dim}});
-    }
-    for (const ckpt::LinearSpec& linear : ckpt::LayerLinears(config, layer))
-      AddLinear(linear, scheme, tensors);
+    for (ckpt::TensorInfo& tensor : BlockTensors(config, scheme, layer))
+      tensors.push_back(std::move(tensor));
   }
   tensors.push_back({ckpt::kFinalNormTensor, Dtype::kF16, {hidden}});
   tensors.push_back({ckpt::kHeadTensor, Dtype::kF16, {config.vocab_size, hidden}});
@@ -79,14 +88,16 @@ absl::Status WriteLinear(ckpt::SafetensorsWriter& writer, const std::string& nam
   return append(".bias", tensors.bias);
 }
 
-absl::StatusOr<std::string> QoqConfigJson(const std::string& source_json, ckpt::Scheme scheme) {
+absl::StatusOr<std::string> QoqConfigJson(const std::string& source_json, ckpt::Scheme scheme,
+                                          int kv_bits, int lm_head_bits) {
   nlohmann::ordered_json config =
       nlohmann::ordered_json::parse(source_json, nullptr, /*allow_exceptions=*/false);
   if (!config.is_object())
     return absl::InvalidArgumentError("config.json: a JSON object is expected");
   config["tie_word_embeddings"] = false;
   config[config.contains("dtype") ? "dtype" : "torch_dtype"] = "float16";
-  config["quantization_config"] = ckpt::QuantizationObject(scheme, /*kv_bits=*/4);
+  config["quantization_config"] = ckpt::QuantizationObject(scheme, kv_bits);
+  if (lm_head_bits != 0) config["quantization_config"]["lm_head_bits"] = lm_head_bits;
   return config.dump(2) + "\n";
 }
 

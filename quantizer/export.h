@@ -21,14 +21,20 @@ namespace qserve::quantizer {
 std::vector<worker::checkpoint::TensorInfo> QoqTensors(
     const worker::checkpoint::ModelConfig& config, worker::checkpoint::Scheme scheme);
 
+// Only those of one block.
+std::vector<worker::checkpoint::TensorInfo> BlockTensors(
+    const worker::checkpoint::ModelConfig& config, worker::checkpoint::Scheme scheme,
+    int64_t layer);
+
 // The tensors of one linear, in the order of QoqTensors.
 absl::Status WriteLinear(worker::checkpoint::SafetensorsWriter& writer, const std::string& name,
                          const kernels::QServeTensors& tensors);
 
 // The source's config.json, its members in their order, with quantization_config, untied embeddings
-// and fp16.
+// and fp16. lm_head_bits 0: not recorded.
 absl::StatusOr<std::string> QoqConfigJson(const std::string& source_json,
-                                          worker::checkpoint::Scheme scheme);
+                                          worker::checkpoint::Scheme scheme, int kv_bits,
+                                          int lm_head_bits);
 
 // Tokenizer, chat template and generation_config.json, where the model has them.
 absl::Status CopyModelFiles(const std::string& model, worker::checkpoint::OutputDirectory& output);

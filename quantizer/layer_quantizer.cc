@@ -6,6 +6,7 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "kernels/quant/half.h"
+#include "quantizer/block_transformer.h"
 #include "quantizer/calibration/gram.h"
 #include "quantizer/solve/gptq.h"
 #include "quantizer/transform/fold.h"
@@ -21,8 +22,6 @@ const std::vector<LinearIndex>& LinearsOf(Stage stage) {
   return kLinears[static_cast<size_t>(stage)];
 }
 
-bool AddsToResidual(Stage stage) { return stage == Stage::kO || stage == Stage::kDown; }
-
 kernels::KvFormat KvFormatOf(int bits) {
   return bits == 4   ? kernels::KvFormat::kInt4
          : bits == 8 ? kernels::KvFormat::kInt8
@@ -36,7 +35,8 @@ absl::StatusOr<RoundedBlock> LayerQuantizer::Quantize(BlockWeights block, Stream
   if (rotation_ != nullptr) {
     transform::RotateResidual(*rotation_, block, settings_.solve.threads);
   }
-  RETURN_IF_ERROR(Transform(block, streams));
+  RETURN_IF_ERROR(TransformBlock(settings_.transform, KvFormatOf(settings_.kv_bits), runner_,
+                                 streams.exact, block));
   RoundedBlock rounded;
   rounded.q_gain = block.q_gain;
   rounded.k_gain = block.k_gain;
@@ -48,10 +48,6 @@ absl::StatusOr<RoundedBlock> LayerQuantizer::Quantize(BlockWeights block, Stream
     RETURN_IF_ERROR(QuantizeStage(stage, block, streams, rounded));
   }
   return rounded;
-}
-
-absl::Status LayerQuantizer::Transform(BlockWeights& /*block*/, const Streams& /*streams*/) {
-  return absl::OkStatus();
 }
 
 absl::Status LayerQuantizer::Calibrate(const BlockWeights& block, Streams& streams,
@@ -75,7 +71,6 @@ absl::Status LayerQuantizer::Calibrate(const BlockWeights& block, Streams& strea
 
 absl::StatusOr<InputMoments> LayerQuantizer::Collect(Stage stage, const Streams& streams) {
   kernels::Backend& backend = runner_->backend();
-  const CorrectionOptions& correction = settings_.correction;
   InputMoments sum;
   double tokens = 0;
   for (size_t w = 0; w < streams.exact.size(); ++w) {
@@ -83,36 +78,25 @@ absl::StatusOr<InputMoments> LayerQuantizer::Collect(Stage stage, const Streams&
     ASSIGN_OR_RETURN(MatrixF x, runner_->Input(rounded_, stage, streams.rounded[w]));
     if (settings_.int8_inputs) calibration::SimulateInt8(x);
     RETURN_IF_ERROR(calibration::AddGram(backend, x, x, sum.moments));
-    if (correction.inputs > 0) {
+    if (settings_.correct_inputs > 0) {
       ASSIGN_OR_RETURN(MatrixF exact, runner_->Input(exact_, stage, streams.exact[w]));
       exact -= x;
       RETURN_IF_ERROR(calibration::AddGram(backend, exact, x, sum.inputs));
     }
-    if (correction.residual > 0 && AddsToResidual(stage)) {
-      const MatrixF difference = streams.exact[w] - streams.rounded[w];
-      RETURN_IF_ERROR(calibration::AddGram(backend, difference, x, sum.residual));
-    }
     tokens += static_cast<double>(x.rows());
   }
   sum.moments = (0.5 / tokens) * (sum.moments + sum.moments.transpose()).eval();
-  sum.inputs *= correction.inputs / tokens;
-  sum.residual *= correction.residual / tokens;
+  sum.inputs *= settings_.correct_inputs / tokens;
   return sum;
 }
 
 absl::StatusOr<MatrixF> LayerQuantizer::Corrected(const MatrixF& weights,
                                                   const InputMoments& input) const {
+  if (input.inputs.size() == 0) return weights;
   MatrixD change;
-  if (input.inputs.size() != 0) {
-    RETURN_IF_ERROR(calibration::AddGram(runner_->backend(), weights.transpose(),
-                                         input.inputs.cast<float>(), change));
-  }
-  if (input.residual.size() != 0) {
-    if (change.size() == 0) change = MatrixD::Zero(weights.rows(), weights.cols());
-    change += input.residual;
-  }
-  if (change.size() == 0) return weights;
-  return solve::Correct(weights, change, input.moments, settings_.correction.damping);
+  RETURN_IF_ERROR(calibration::AddGram(runner_->backend(), weights.transpose(),
+                                       input.inputs.cast<float>(), change));
+  return solve::Correct(weights, change, input.moments, settings_.correction_damping);
 }
 
 absl::Status LayerQuantizer::QuantizeStage(Stage stage, const BlockWeights& block,
@@ -146,21 +130,6 @@ absl::Status LayerQuantizer::QuantizeStage(Stage stage, const BlockWeights& bloc
     parts.push_back(&to.linears[i]);
   }
   return runner_ != nullptr ? runner_->Replace(stage, parts, rounded_) : absl::OkStatus();
-}
-
-// The norms' gains are 1 by now, so that the last block's first norm is the model's last one.
-absl::Status LayerQuantizer::PrepareHead(const Streams& streams) {
-  if (runner_ == nullptr || !settings_.correction.head) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const InputMoments input, Collect(Stage::kQkv, streams));
-  const int64_t size = input.moments.rows();
-  ASSIGN_OR_RETURN(head_, solve::Correct(MatrixF::Identity(size, size), input.inputs, input.moments,
-                                         settings_.correction.damping));
-  return absl::OkStatus();
-}
-
-MatrixF LayerQuantizer::CorrectHead(MatrixF rows) const {
-  if (head_.size() == 0) return rows;
-  return rows * head_;
 }
 
 }  // namespace qserve::quantizer

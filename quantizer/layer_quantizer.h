@@ -31,9 +31,8 @@ struct RoundedBlock {
 
 // Second moments of a linear's inputs over the calibration windows, all of them means over tokens.
 struct InputMoments {
-  MatrixD moments;   // x x^T of the rounded stream, [k][k]
-  MatrixD inputs;    // (exact x - x) x^T; empty if nothing is corrected
-  MatrixD residual;  // (exact residual - residual) x^T, [hidden][k]; likewise
+  MatrixD moments;  // x x^T of the rounded stream, [k][k]
+  MatrixD inputs;   // (exact x - x) x^T; empty if nothing is corrected
 };
 
 class LayerQuantizer {
@@ -47,17 +46,11 @@ class LayerQuantizer {
   // Takes `streams` (none without a runner) from before the block to behind it.
   absl::StatusOr<RoundedBlock> Quantize(BlockWeights block, Streams& streams);
 
-  // lm_head's rows [n][hidden], final gain and rotation applied, with what the last block left to
-  // correct. Nothing is changed where the settings say so.
-  absl::Status PrepareHead(const Streams& streams);
-  MatrixF CorrectHead(MatrixF rows) const;
-
  private:
   absl::Status QuantizeStage(calibration::Stage stage, const BlockWeights& block,
                              const Streams& streams, RoundedBlock& to);
   absl::StatusOr<InputMoments> Collect(calibration::Stage stage, const Streams& streams);
   absl::StatusOr<MatrixF> Corrected(const MatrixF& weights, const InputMoments& input) const;
-  absl::Status Transform(BlockWeights& block, const Streams& streams);
   absl::Status Calibrate(const BlockWeights& block, Streams& streams, RoundedBlock& to);
 
   const Settings& settings_;
@@ -65,7 +58,6 @@ class LayerQuantizer {
   const transform::Hadamard* const rotation_;
   const std::function<absl::Status()> check_;
   calibration::DeviceBlock exact_, rounded_;  // of the block at hand
-  MatrixF head_;  // what corrects lm_head when it is multiplied by it; empty: nothing does
 };
 
 }  // namespace qserve::quantizer

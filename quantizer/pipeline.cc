@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "common/hashing.h"
 #include "common/log.h"
 #include "common/mapped_file.h"
 #include "common/status_macros.h"
@@ -19,7 +20,9 @@
 #include "quantizer/block/block_weights.h"
 #include "quantizer/calibration/block_runner.h"
 #include "quantizer/export.h"
+#include "quantizer/knobs.h"
 #include "quantizer/layer_quantizer.h"
+#include "quantizer/layer_store.h"
 #include "quantizer/progress.h"
 #include "quantizer/recipe.h"
 #include "quantizer/transform/hadamard.h"
@@ -78,19 +81,25 @@ class Pipeline {
       : options_(options), settings_(settings), source_(source), writer_(writer) {}
 
   absl::Status Run();
+  // The result is in place: what was kept for another attempt goes.
+  void Forget();
 
  private:
   absl::Status CheckInterrupt() const {
     if (options_.interrupted == nullptr || !*options_.interrupted) return absl::OkStatus();
-    return absl::CancelledError("interrupted, nothing was written");
+    return absl::CancelledError("interrupted, no model was written");
   }
   absl::Status Prepare();
   absl::Status EmbedWindows();
   absl::Status WriteEmbedding();
-  absl::Status WriteHead(const LayerQuantizer& quantizer);
+  absl::Status WriteHead();
   absl::Status WriteMatrix(const std::string& name, const MatrixF& rows);
-  absl::Status WriteVector(const std::string& name, const VectorF& values);
-  absl::Status WriteLayer(int64_t layer, const RoundedBlock& block);
+  static absl::Status WriteVector(ckpt::SafetensorsWriter& writer, const std::string& name,
+                                  const VectorF& values);
+  absl::Status WriteLayer(ckpt::SafetensorsWriter& writer, int64_t layer,
+                          const RoundedBlock& block) const;
+  absl::Status WriteBlocks();
+  uint64_t Digest() const;
   absl::StatusOr<MatrixF> EmbeddingRows(ckpt::Range rows) const;
 
   const QuantizeOptions& options_;
@@ -101,25 +110,64 @@ class Pipeline {
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<calibration::BlockRunner> runner_;
   Streams streams_;
+  std::optional<LayerStore> store_;  // with calibration only
 };
 
 absl::Status Pipeline::Run() {
-  const ckpt::ModelConfig& config = source_.config();
   RETURN_IF_ERROR(Prepare());
-  Progress progress("quantized layers:", config.layers, options_.terminal);
-  RETURN_IF_ERROR(WriteEmbedding());
+  absl::Status status = WriteEmbedding();
+  if (status.ok()) status = WriteBlocks();
+  if (status.ok())
+    status =
+        WriteVector(writer_, ckpt::kFinalNormTensor, VectorF::Ones(source_.config().hidden_size));
+  if (status.ok()) status = WriteHead();
+  // What cannot succeed another time either is not kept, nor is nothing.
+  const bool resumable = !absl::IsInvalidArgument(status) && store_ && store_->finished() > 0;
+  if (store_ && !status.ok() && !resumable) store_->Remove();
+  if (absl::IsCancelled(status) && resumable)
+    return absl::CancelledError("interrupted; the same command goes on behind the last block");
+  return status;
+}
+
+absl::Status Pipeline::WriteBlocks() {
+  const ckpt::ModelConfig& config = source_.config();
+  const int64_t done = store_ ? store_->finished() : 0;
+  if (done > 0) {
+    LOG_INFO("going on behind block {} of {}", done, config.layers);
+    RETURN_IF_ERROR(store_->LoadStreams(streams_));
+  }
   LayerQuantizer quantizer(settings_, runner_.get(), rotation_ ? &*rotation_ : nullptr,
                            [this] { return CheckInterrupt(); });
+  Progress progress("quantized layers:", config.layers - done, options_.terminal);
   for (int64_t layer = 0; layer < config.layers; ++layer) {
-    RETURN_IF_ERROR(CheckInterrupt());
-    ASSIGN_OR_RETURN(BlockWeights block, ReadBlock(source_, layer, options_.threads));
-    ASSIGN_OR_RETURN(const RoundedBlock rounded, quantizer.Quantize(std::move(block), streams_));
-    RETURN_IF_ERROR(WriteLayer(layer, rounded));
-    progress.Step(layer + 1);
+    const auto tensors = BlockTensors(config, settings_.solve.scheme, layer);
+    if (layer >= done) {
+      RETURN_IF_ERROR(CheckInterrupt());
+      ASSIGN_OR_RETURN(BlockWeights block, ReadBlock(source_, layer, options_.threads));
+      ASSIGN_OR_RETURN(const RoundedBlock rounded, quantizer.Quantize(std::move(block), streams_));
+      const auto write = [&](ckpt::SafetensorsWriter& writer) {
+        return WriteLayer(writer, layer, rounded);
+      };
+      RETURN_IF_ERROR(store_ ? store_->Save(tensors, streams_, write) : write(writer_));
+      progress.Step(layer + 1 - done);
+      if (options_.layer_done && !options_.layer_done(layer))
+        return absl::CancelledError("stopped");
+    }
+    if (store_) RETURN_IF_ERROR(store_->CopyLayer(layer, tensors, writer_));
   }
-  RETURN_IF_ERROR(WriteVector(ckpt::kFinalNormTensor, VectorF::Ones(config.hidden_size)));
-  RETURN_IF_ERROR(quantizer.PrepareHead(streams_));
-  return WriteHead(quantizer);
+  return absl::OkStatus();
+}
+
+void Pipeline::Forget() {
+  if (store_) store_->Remove();
+}
+
+// Of everything that a block's bytes depend on.
+uint64_t Pipeline::Digest() const {
+  const std::string text =
+      fmt::format("{}threads={}\nmodel={:x}\ntext={:x}\n", Describe(settings_), options_.threads,
+                  source_.digest(), HashSpan(std::span(options_.calibration)));
+  return HashSpan(std::span(text));
 }
 
 // What calibration needs: a device and the embedded windows.
@@ -138,7 +186,9 @@ absl::Status Pipeline::Prepare() {
                                  {.device = "cpu", .threads = options_.threads})));
   const int64_t length = std::min(settings_.windows.length, config.max_position_embeddings);
   ASSIGN_OR_RETURN(runner_, calibration::BlockRunner::Create(config, *backend_, length));
-  return EmbedWindows();
+  RETURN_IF_ERROR(EmbedWindows());
+  ASSIGN_OR_RETURN(store_, LayerStore::Open(options_.output, Digest()));
+  return absl::OkStatus();
 }
 
 absl::Status Pipeline::EmbedWindows() {
@@ -182,7 +232,7 @@ absl::Status Pipeline::WriteEmbedding() {
   return absl::OkStatus();
 }
 
-absl::Status Pipeline::WriteHead(const LayerQuantizer& quantizer) {
+absl::Status Pipeline::WriteHead() {
   const ckpt::ModelConfig& config = source_.config();
   ASSIGN_OR_RETURN(const std::vector<float> gain,
                    source_.ReadVector(ckpt::kFinalNormTensor, config.hidden_size));
@@ -196,7 +246,7 @@ absl::Status Pipeline::WriteHead(const LayerQuantizer& quantizer) {
                        config.hidden_size));
     rows *= gains.asDiagonal();
     if (rotation_) rotation_->ApplyToRows(rows, options_.threads);
-    RETURN_IF_ERROR(WriteMatrix(ckpt::kHeadTensor, quantizer.CorrectHead(std::move(rows))));
+    RETURN_IF_ERROR(WriteMatrix(ckpt::kHeadTensor, rows));
   }
   return absl::OkStatus();
 }
@@ -207,21 +257,23 @@ absl::Status Pipeline::WriteMatrix(const std::string& name, const MatrixF& rows)
   return writer_.AppendSpan(name, std::span<const uint16_t>(halves));
 }
 
-absl::Status Pipeline::WriteVector(const std::string& name, const VectorF& values) {
+absl::Status Pipeline::WriteVector(ckpt::SafetensorsWriter& writer, const std::string& name,
+                                   const VectorF& values) {
   std::vector<uint16_t> halves;
   RETURN_IF_ERROR(
       ToHalves(name, std::span(values.data(), static_cast<size_t>(values.size())), halves));
-  return writer_.AppendSpan(name, std::span<const uint16_t>(halves));
+  return writer.AppendSpan(name, std::span<const uint16_t>(halves));
 }
 
-absl::Status Pipeline::WriteLayer(int64_t layer, const RoundedBlock& block) {
+absl::Status Pipeline::WriteLayer(ckpt::SafetensorsWriter& writer, int64_t layer,
+                                  const RoundedBlock& block) const {
   const std::string name = fmt::format("model.layers.{}.", layer);
   const VectorF ones = VectorF::Ones(source_.config().hidden_size);
-  RETURN_IF_ERROR(WriteVector(name + "input_layernorm.weight", ones));
-  RETURN_IF_ERROR(WriteVector(name + "post_attention_layernorm.weight", ones));
+  RETURN_IF_ERROR(WriteVector(writer, name + "input_layernorm.weight", ones));
+  RETURN_IF_ERROR(WriteVector(writer, name + "post_attention_layernorm.weight", ones));
   if (block.q_gain.size() != 0) {
-    RETURN_IF_ERROR(WriteVector(name + "self_attn.q_norm.weight", block.q_gain));
-    RETURN_IF_ERROR(WriteVector(name + "self_attn.k_norm.weight", block.k_gain));
+    RETURN_IF_ERROR(WriteVector(writer, name + "self_attn.q_norm.weight", block.q_gain));
+    RETURN_IF_ERROR(WriteVector(writer, name + "self_attn.k_norm.weight", block.k_gain));
   }
   const std::vector<ckpt::LinearSpec> linears = ckpt::LayerLinears(source_.config(), layer);
   for (size_t i = 0; i < linears.size(); ++i) {
@@ -230,7 +282,7 @@ absl::Status Pipeline::WriteLayer(int64_t layer, const RoundedBlock& block) {
       return absl::InvalidArgumentError(
           fmt::format("{}: {}", linears[i].name, packed.status().message()));
     }
-    RETURN_IF_ERROR(WriteLinear(writer_, linears[i].name, *packed));
+    RETURN_IF_ERROR(WriteLinear(writer, linears[i].name, *packed));
   }
   return absl::OkStatus();
 }
@@ -249,17 +301,21 @@ absl::Status QuantizeModel(const QuantizeOptions& options) {
   RETURN_IF_ERROR(CheckSizes(source->config(), scheme));
   ASSIGN_OR_RETURN(const std::string source_json,
                    ReadSmallFile(options.model + "/config.json", ckpt::kMaxConfigBytes));
-  ASSIGN_OR_RETURN(const std::string config_json, QoqConfigJson(source_json, scheme));
+  ASSIGN_OR_RETURN(const std::string config_json,
+                   QoqConfigJson(source_json, scheme, settings.kv_bits, settings.lm_head_bits));
   ASSIGN_OR_RETURN(const std::unique_ptr<ckpt::OutputDirectory> output,
                    ckpt::OutputDirectory::Create(options.output));
   const std::vector<ckpt::TensorInfo> tensors = QoqTensors(source->config(), scheme);
   RETURN_IF_ERROR(CheckSpace(*output, tensors));
   ckpt::SafetensorsWriter writer(*output, tensors, options.max_shard_bytes);
-  RETURN_IF_ERROR(Pipeline(options, settings, *source, writer).Run());
+  Pipeline pipeline(options, settings, *source, writer);
+  RETURN_IF_ERROR(pipeline.Run());
   RETURN_IF_ERROR(writer.Finish());
   RETURN_IF_ERROR(output->WriteFile("config.json", config_json));
   RETURN_IF_ERROR(CopyModelFiles(options.model, *output));
-  return output->Commit();
+  RETURN_IF_ERROR(output->Commit());
+  pipeline.Forget();
+  return absl::OkStatus();
 }
 
 }  // namespace qserve::quantizer

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -19,8 +20,10 @@ struct QuantizeOptions {
   Settings settings;
   std::vector<int32_t> calibration;  // token ids of the calibration text; none where not needed
   int threads = 1;
-  bool terminal = false;                             // show progress on one line of standard error
-  const std::atomic<bool>* interrupted = nullptr;    // may be null; set: stop soon with Cancelled
+  bool terminal = false;                           // show progress on one line of standard error
+  const std::atomic<bool>* interrupted = nullptr;  // may be null; set: stop soon with Cancelled
+  // Called behind every block with its number; false: stop with Cancelled. May be empty.
+  std::function<bool(int64_t layer)> layer_done;
   int64_t max_shard_bytes = int64_t{4'000'000'000};  // of tensor data per file
 };
 

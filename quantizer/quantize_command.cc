@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <optional>
 #include <string>
 #include <thread>
@@ -15,6 +16,7 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "quantizer/evaluate/text_tokens.h"
+#include "quantizer/knobs.h"
 #include "quantizer/pipeline.h"
 #include "quantizer/recipe.h"
 
@@ -33,6 +35,7 @@ std::string RecipeHelp() {
 
 struct Flags {
   std::string model, output, recipe, calibration;
+  std::map<std::string, std::string> knobs;  // by name; empty: as the recipe has it
   std::string log_level = "info";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 };
@@ -47,6 +50,9 @@ absl::Status Run(const Flags& flags, const std::atomic<bool>& interrupted) {
   options.interrupted = &interrupted;
   ASSIGN_OR_RETURN(const Recipe* recipe, FindRecipe(flags.recipe));
   options.settings = recipe->settings;
+  for (const auto& [name, text] : flags.knobs) {
+    if (!text.empty()) RETURN_IF_ERROR(SetKnob(name, text, options.settings));
+  }
   if (!flags.calibration.empty()) {
     ASSIGN_OR_RETURN(options.calibration, ReadTokens(flags.calibration, flags.model, 0));
   }
@@ -67,6 +73,8 @@ int QuantizeCommand(int argc, const char* const* argv, const std::atomic<bool>& 
   options.Add("recipe", flags.recipe, RecipeHelp())->required();
   options.Add("calibration", flags.calibration,
               "Text to calibrate on: a plain file, or .jsonl with a string \"text\" a line");
+  for (const Knob& knob : Knobs())
+    options.Add(knob.name, flags.knobs[knob.name], fmt::format("{} (unset: by recipe)", knob.help));
   options.Add("threads", flags.threads, "Threads to use")->check(CLI::Range(1, kMaxThreads));
   options.Add("log-level", flags.log_level, "debug, info, warn or error");
   options.app().footer(

@@ -17,7 +17,8 @@ constexpr Settings RoundToNearest(Scheme scheme) {
   settings.solve.clip_search = false;
   settings.solve.free_zero = false;
   settings.solve.gptq = false;
-  settings.correction = {.inputs = 0, .residual = 0, .head = false};
+  settings.correct_inputs = 0;
+  settings.lm_head_bits = 0;
   return settings;
 }
 
@@ -52,10 +53,9 @@ absl::StatusOr<const Recipe*> FindRecipe(std::string_view name) {
 
 bool NeedsCalibration(const Settings& settings) {
   const transform::TransformOptions& transform = settings.transform;
-  return settings.solve.gptq || settings.correction.inputs > 0 ||
-         settings.correction.residual > 0 || settings.correction.head ||
-         transform.attention.enabled || transform.o_proj.enabled || transform.down_proj.enabled ||
-         transform.reorder || transform.values == transform::ValueTransform::kBalanced;
+  return settings.solve.gptq || settings.correct_inputs > 0 || transform.attention.enabled ||
+         transform.o_proj.enabled || transform.down_proj.enabled || transform.reorder ||
+         transform.values == transform::ValueTransform::kBalanced;
 }
 
 int64_t ColumnMultiple(Scheme scheme) { return scheme == Scheme::kQoqGroup128 ? 128 : 32; }

@@ -7,6 +7,7 @@
 #include "common/check.h"
 #include "common/status_macros.h"
 #include "kernels/ops.h"
+#include "quantizer/calibration/gram.h"
 #include "worker/model/device_status.h"
 #include "worker/model/rope.h"
 
@@ -58,14 +59,18 @@ absl::StatusOr<DeviceBlock> BlockRunner::Load(const BlockWeights& block,
   device.kv_format = kv_format;
   ASSIGN_OR_RETURN(device.input_gain, Upload(block.input_gain));
   ASSIGN_OR_RETURN(device.post_attention_gain, Upload(block.post_attention_gain));
-  if (block.q_gain.size() != 0) {
-    ASSIGN_OR_RETURN(device.q_gain, Upload(block.q_gain));
-    ASSIGN_OR_RETURN(device.k_gain, Upload(block.k_gain));
-  }
+  RETURN_IF_ERROR(ReplaceHeadGains(block, device));
   for (const Stage stage : {Stage::kQkv, Stage::kO, Stage::kGateUp, Stage::kDown}) {
     RETURN_IF_ERROR(Replace(stage, block, device));
   }
   return device;
+}
+
+absl::Status BlockRunner::ReplaceHeadGains(const BlockWeights& block, DeviceBlock& device) {
+  if (block.q_gain.size() == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(device.q_gain, Upload(block.q_gain));
+  ASSIGN_OR_RETURN(device.k_gain, Upload(block.k_gain));
+  return absl::OkStatus();
 }
 
 absl::Status BlockRunner::Replace(Stage stage, const BlockWeights& block, DeviceBlock& device) {
@@ -227,8 +232,9 @@ void RotateHead(float* head, int64_t head_dim, const float* cos_sin) {
 absl::StatusOr<BlockRunner::Rotated> BlockRunner::RotatedQueriesAndKeys(const BlockWeights& block,
                                                                         const MatrixF& input) {
   Rotated rotated;
-  const auto project = [&](const FloatLinear& linear, const VectorF& gain) {
-    MatrixF values = input * linear.weight.transpose();
+  const auto project = [&](const FloatLinear& linear,
+                           const VectorF& gain) -> absl::StatusOr<MatrixF> {
+    ASSIGN_OR_RETURN(MatrixF values, MultiplyTransposed(backend_, input, linear.weight));
     if (linear.has_bias()) values.rowwise() += linear.bias.transpose();
     for (int64_t token = 0; token < values.rows(); ++token) {
       const float* cos_sin = host_cos_sin_.data() + token * block.head_dim;
@@ -240,8 +246,8 @@ absl::StatusOr<BlockRunner::Rotated> BlockRunner::RotatedQueriesAndKeys(const Bl
     }
     return values;
   };
-  rotated.q = project(block[kQ], block.q_gain);
-  rotated.k = project(block[kK], block.k_gain);
+  ASSIGN_OR_RETURN(rotated.q, project(block[kQ], block.q_gain));
+  ASSIGN_OR_RETURN(rotated.k, project(block[kK], block.k_gain));
   return rotated;
 }
 

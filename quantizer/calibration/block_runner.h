@@ -49,6 +49,9 @@ class BlockRunner {
   absl::Status Replace(Stage stage, const std::vector<const kernels::LinearWeight*>& parts,
                        DeviceBlock& device);
 
+  // Only the gains of q and k heads, where there are such.
+  absl::Status ReplaceHeadGains(const BlockWeights& block, DeviceBlock& device);
+
   // What the stage's linear multiplies, in fp32 before any rounding, for a window whose residual
   // stream is `hidden` [tokens][hidden]: before the block for kQkv and kO, between attention and
   // feed-forward for kGateUp and kDown.

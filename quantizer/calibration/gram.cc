@@ -14,30 +14,35 @@ namespace qserve::quantizer::calibration {
 
 using worker::model::ToAbsl;
 
-absl::Status AddGram(kernels::Backend& backend, const MatrixF& a, const MatrixF& b, MatrixD& sum) {
-  const int64_t tokens = a.rows(), m = a.cols(), n = b.cols();
-  // The linear whose weights are b's columns, applied to a's columns.
+absl::StatusOr<MatrixF> MultiplyTransposed(kernels::Backend& backend, const MatrixF& a,
+                                           const MatrixF& b) {
+  const int64_t m = a.rows(), n = b.rows(), k = a.cols();
   kernels::LinearWeight weight;
   weight.n = n;
-  weight.k = tokens;
-  weight.floats.resize(static_cast<size_t>(n * tokens) * sizeof(float));
-  const MatrixF rows = a.transpose(), columns = b.transpose();
-  std::memcpy(weight.floats.data(), columns.data(), weight.floats.size());
+  weight.k = k;
+  weight.floats.resize(static_cast<size_t>(n * k) * sizeof(float));
+  std::memcpy(weight.floats.data(), b.data(), weight.floats.size());
   ASSIGN_OR_RETURN(const std::unique_ptr<kernels::PackedLinear> packed,
                    ToAbsl(backend.Pack(weight)));
   const auto bytes = [](int64_t count) { return count * int64_t{sizeof(float)}; };
-  ASSIGN_OR_RETURN(const kernels::Buffer x, ToAbsl(backend.Allocate(bytes(m * tokens), "gram")));
-  ASSIGN_OR_RETURN(const kernels::Buffer out, ToAbsl(backend.Allocate(bytes(m * n), "gram")));
-  backend.CopyToDevice(x.data(), rows.data(), bytes(m * tokens));
+  ASSIGN_OR_RETURN(const kernels::Buffer x, ToAbsl(backend.Allocate(bytes(m * k), "product")));
+  ASSIGN_OR_RETURN(const kernels::Buffer out, ToAbsl(backend.Allocate(bytes(m * n), "product")));
+  backend.CopyToDevice(x.data(), a.data(), bytes(m * k));
   RETURN_IF_ERROR(ToAbsl(backend.Run(0, [&] {
-    kernels::ops::Linear(
-        backend, {.weight = packed.get(),
-                  .x = {.rows = m, .cols = tokens, .f32 = x.as<float>(), .f32_stride = tokens},
-                  .out = kernels::FloatMatrix(out.as<float>(), m, n, n)});
+    kernels::ops::Linear(backend,
+                         {.weight = packed.get(),
+                          .x = {.rows = m, .cols = k, .f32 = x.as<float>(), .f32_stride = k},
+                          .out = kernels::FloatMatrix(out.as<float>(), m, n, n)});
   })));
   MatrixF product(m, n);
   backend.CopyToHost(product.data(), out.data(), bytes(m * n));
-  if (sum.size() == 0) sum = MatrixD::Zero(m, n);
+  return product;
+}
+
+absl::Status AddGram(kernels::Backend& backend, const MatrixF& a, const MatrixF& b, MatrixD& sum) {
+  ASSIGN_OR_RETURN(const MatrixF product,
+                   MultiplyTransposed(backend, a.transpose(), b.transpose()));
+  if (sum.size() == 0) sum = MatrixD::Zero(product.rows(), product.cols());
   sum += product.cast<double>();
   return absl::OkStatus();
 }

@@ -3,10 +3,15 @@
 #pragma once
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "quantizer/block/matrix.h"
 
 namespace qserve::quantizer::calibration {
+
+// a b^T for a [m][k], b [n][k].
+absl::StatusOr<MatrixF> MultiplyTransposed(kernels::Backend& backend, const MatrixF& a,
+                                           const MatrixF& b);
 
 // sum += a^T b for a [tokens][m], b [tokens][n], sum [m][n].
 absl::Status AddGram(kernels::Backend& backend, const MatrixF& a, const MatrixF& b, MatrixD& sum);

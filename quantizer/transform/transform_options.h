@@ -16,7 +16,11 @@ struct SmoothAttentionOptions {
   bool enabled = true;
   double alpha = 0.5;
   double beta = 0;
-  bool search = false;  // of alpha, by the error of the attention output
+  // For each kv head the pair (alpha, 0) or (alpha, 1 - alpha) whose attention output errs least,
+  // then the scales fitted to the ranges of its keys; alpha and beta above are then not used.
+  bool search = false;
+  int steps = 10;       // alphas 0, 1 / steps, ..., 1
+  int64_t windows = 4;  // of the calibration text, for the search
 };
 
 struct SmoothOutputOptions {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/quant/half.h"
+#include "quantizer/knobs.h"
 #include "quantizer/pipeline.h"
 #include "quantizer/recipe.h"
 #include "tests/fakes/random_model.h"
@@ -272,6 +273,113 @@ TEST_F(QuantizeTest, InterruptionLeavesNothing) {
   const std::atomic<bool> interrupted = true;
   EXPECT_EQ(Quantize("rtn-g128", 2, &interrupted).code(), absl::StatusCode::kCancelled);
   ExpectNothingWritten();
+}
+
+// The recipes that calibrate, on a model small enough for seconds.
+class CalibratedTest : public QuantizeTest {
+ protected:
+  void SetUp() override {
+    Json config = SmallQwen3();
+    config["num_hidden_layers"] = 3;
+    config["max_position_embeddings"] = 64;
+    MakeModel(config);
+    options_.model = model();
+    options_.output = output();
+    options_.settings = (*FindRecipe("qoq-g128"))->settings;
+    options_.settings.windows = {.samples = 3, .length = 32, .seed = 1};
+    for (int32_t i = 0; i < 150; ++i) options_.calibration.push_back(i * i * 7 % 61);
+  }
+
+  std::string Weights() const { return ReadTextFile(output() + "/model.safetensors"); }
+  bool Unfinished() const {
+    for (const fs::directory_entry& entry : fs::directory_iterator(directory_.path())) {
+      if (entry.path().filename().string().find("unfinished") != std::string::npos) return true;
+    }
+    return false;
+  }
+
+  QuantizeOptions options_;
+};
+
+TEST_F(CalibratedTest, ThreadsAndRepetitionDoNotChangeABit) {
+  ASSERT_TRUE(QuantizeModel(options_).ok());
+  const std::string once = Weights();
+  fs::remove_all(output());
+  options_.threads = 3;
+  ASSERT_TRUE(QuantizeModel(options_).ok());
+  EXPECT_EQ(Weights(), once);
+  fs::remove_all(output());
+  options_.settings.windows.seed = 2;
+  ASSERT_TRUE(QuantizeModel(options_).ok());
+  EXPECT_NE(Weights(), once);
+  EXPECT_FALSE(Unfinished());
+  const Json config = Json::parse(ReadTextFile(output() + "/config.json"));
+  EXPECT_EQ(config.at("quantization_config").at("lm_head_bits"), 8);
+}
+
+// Stopped at one place after another, and gone on with: the bytes of a run that was not stopped.
+TEST_F(CalibratedTest, GoesOnWhereItWasInterrupted) {
+  ASSERT_TRUE(QuantizeModel(options_).ok());
+  const std::string whole = Weights();
+  fs::remove_all(output());
+  int interruptions = 0, attempts = 0;
+  for (bool done = false; !done; ++attempts) {
+    ASSERT_LT(attempts, 50);
+    int64_t layers = 0;
+    options_.layer_done = [&](int64_t) { return ++layers < 2; };
+    const absl::Status status = QuantizeModel(options_);
+    done = status.ok();
+    if (done) break;
+    ASSERT_EQ(status.code(), absl::StatusCode::kCancelled) << status;
+    EXPECT_FALSE(fs::exists(output()));
+    EXPECT_TRUE(Unfinished());
+    ++interruptions;
+  }
+  EXPECT_EQ(interruptions, 1);  // behind two blocks of three
+  EXPECT_EQ(Weights(), whole);
+  EXPECT_FALSE(Unfinished());
+}
+
+TEST_F(CalibratedTest, StartsAnewForOtherOptions) {
+  options_.layer_done = [](int64_t) { return false; };
+  ASSERT_EQ(QuantizeModel(options_).code(), absl::StatusCode::kCancelled);
+  ASSERT_TRUE(Unfinished());
+  options_.layer_done = nullptr;
+  options_.settings.solve.damping = 0.02;
+  ASSERT_TRUE(QuantizeModel(options_).ok());
+  EXPECT_TRUE(Unfinished());  // the other job's
+}
+
+TEST_F(CalibratedTest, RefusesWhatCannotWork) {
+  QuantizeOptions options = options_;
+  options.calibration.clear();
+  ExpectError(QuantizeModel(options), absl::StatusCode::kInvalidArgument, "--calibration");
+  options = options_;
+  options.calibration.resize(20);
+  ExpectError(QuantizeModel(options), absl::StatusCode::kInvalidArgument, "less than one window");
+  options = options_;
+  options.calibration[3] = 64;
+  ExpectError(QuantizeModel(options), absl::StatusCode::kInvalidArgument, "vocabulary");
+  Poison(model(), "model.layers.2.mlp.down_proj.weight", NAN);
+  ExpectError(QuantizeModel(options_), absl::StatusCode::kInvalidArgument,
+              "model.layers.2.mlp.down_proj: weight (127, 255) is not finite");
+  ExpectNothingWritten();
+}
+
+// Every switch by its name: a value that it has, and one that it has not.
+TEST(Knobs, AreSetByName) {
+  for (const Knob& knob : Knobs()) {
+    Settings settings;
+    EXPECT_TRUE(SetKnob(knob.name, knob.get(settings), settings).ok()) << knob.name;
+    EXPECT_EQ(SetKnob(knob.name, "-3x", settings).code(), absl::StatusCode::kInvalidArgument);
+  }
+  Settings settings;
+  ASSERT_TRUE(SetKnob("rotation", "off", settings).ok());
+  EXPECT_FALSE(settings.transform.rotate);
+  ASSERT_TRUE(SetKnob("gptq-damping", "0.05", settings).ok());
+  EXPECT_EQ(settings.solve.damping, 0.05);
+  EXPECT_NE(Describe(settings), Describe(Settings()));
+  ExpectError(SetKnob("rotate", "on", settings), absl::StatusCode::kInvalidArgument, "no switch");
 }
 
 }  // namespace

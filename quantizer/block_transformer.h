@@ -1,0 +1,22 @@
+// The transforms of a block that look at activations, in their order: value heads, SmoothAttention,
+// smoothing of o_proj's and down_proj's inputs, channel order. The block's norm gains are folded
+// and its residual stream is rotated before. Called by layer_quantizer.cc.
+#pragma once
+
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/types.h"
+#include "quantizer/block/block_weights.h"
+#include "quantizer/calibration/block_runner.h"
+#include "quantizer/transform/transform_options.h"
+
+namespace qserve::quantizer {
+
+// `hidden`: the residual stream before the block of every window, in full precision. `runner` may
+// be null where nothing that needs activations is on. `kv`: how keys and values will be stored.
+absl::Status TransformBlock(const transform::TransformOptions& options, kernels::KvFormat kv,
+                            calibration::BlockRunner* runner, const std::vector<MatrixF>& hidden,
+                            BlockWeights& block);
+
+}  // namespace qserve::quantizer
