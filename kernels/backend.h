@@ -70,6 +70,10 @@ class PackedLinear {
   int64_t bytes = 0;  // device memory it holds
 };
 
+// Rows [begin, end) of one weight; all pieces agree in everything but their rows, and those without
+// a bias beside ones with count as zero. Called on several threads at a time.
+using RowReader = std::function<StatusOr<LinearWeight>(int64_t begin, int64_t end)>;
+
 // Rows of a lookup table [vocabulary slice, hidden], floating point. Ids outside [first_id,
 // first_id + rows) give zeros: the other tensor-parallel ranks have them.
 struct EmbeddingTable {
@@ -246,6 +250,15 @@ class Backend {
 
   // Reorders a validated weight for this backend's kernels; the argument may be freed afterwards.
   virtual StatusOr<std::unique_ptr<PackedLinear>> Pack(const LinearWeight& weight) = 0;
+  // The same for a weight of `rows` rows that is read while it is packed: pieces begin at
+  // multiples of 32 rows, together cover all, and never exist all at once. Worth it where
+  // PacksPieces says so; elsewhere the whole is read as one piece.
+  virtual bool PacksPieces(WeightFormat /*format*/) const { return false; }
+  virtual StatusOr<std::unique_ptr<PackedLinear>> PackPieces(int64_t rows,
+                                                             const RowReader& read) {
+    StatusOr<LinearWeight> whole = read(0, rows);
+    return whole.ok() ? Pack(*whole) : StatusOr<std::unique_ptr<PackedLinear>>(whole.status());
+  }
 
   virtual void Embed(const EmbedArgs& args) = 0;
   virtual void Norm(const NormArgs& args) = 0;

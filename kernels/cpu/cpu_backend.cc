@@ -54,6 +54,13 @@ class CpuBackend final : public Backend {
     if (Status status = Validate(weight); !status.ok()) return status;
     return table_.pack(pool_, weight);
   }
+  bool PacksPieces(WeightFormat format) const override {
+    return table_.pack_pieces != nullptr && format != WeightFormat::kFloat;
+  }
+  StatusOr<std::unique_ptr<PackedLinear>> PackPieces(int64_t rows, const RowReader& read) override {
+    if (table_.pack_pieces == nullptr) return Backend::PackPieces(rows, read);
+    return table_.pack_pieces(pool_, rows, read);
+  }
 
   void Embed(const EmbedArgs& args) override { Call(table_.embed, args); }
   void Norm(const NormArgs& args) override { Call(table_.norm, args); }

@@ -17,6 +17,9 @@ Status Linear(OpContext& context, const LinearArgs& args);
 
 // Panels of 16 rows (linear_panel.h), packed once for every instruction set below.
 StatusOr<std::unique_ptr<PackedLinear>> PackPanels(ThreadPool& pool, const LinearWeight& weight);
+// The same from pieces (Backend::PackPieces), for all formats but kFloat.
+StatusOr<std::unique_ptr<PackedLinear>> PackPanelPieces(ThreadPool& pool, int64_t rows,
+                                                        const RowReader& read);
 
 namespace avx2 {
 Status Linear(OpContext& context, const LinearArgs& args);

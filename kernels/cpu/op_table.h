@@ -25,6 +25,9 @@ struct OpTable {
   bool (*supported)() = nullptr;  // by this machine
   StatusOr<std::unique_ptr<PackedLinear>> (*pack)(ThreadPool& pool,
                                                   const LinearWeight& weight) = nullptr;
+  // From pieces (Backend::PackPieces); null where weights are packed whole.
+  StatusOr<std::unique_ptr<PackedLinear>> (*pack_pieces)(ThreadPool& pool, int64_t rows,
+                                                         const RowReader& read) = nullptr;
   Status (*linear)(OpContext& context, const LinearArgs& args) = nullptr;
   Status (*embed)(OpContext& context, const EmbedArgs& args) = nullptr;
   Status (*norm)(OpContext& context, const NormArgs& args) = nullptr;

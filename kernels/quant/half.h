@@ -11,21 +11,16 @@
 
 namespace qserve::kernels {
 
-// Exact. A signalling NaN becomes quiet, as in hardware.
+// Exact. A signalling NaN becomes quiet, as in hardware. Without branches, so that loops of it
+// become vector code: the exponent is moved by a product, which also makes subnormals right;
+// infinities and NaNs get theirs by hand.
 constexpr float HalfToFloat(uint16_t half) {
+  const uint32_t magnitude = half & 0x7fffu;
+  const float moved = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  const uint32_t quiet = magnitude > 0x7c00u ? 0x400000u : 0u;
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
-  const uint32_t exponent = (half >> 10) & 0x1fu;
-  uint32_t mantissa = half & 0x3ffu;
-  if (exponent == 0x1f) {
-    const uint32_t quiet = mantissa != 0 ? 0x400000u : 0u;
-    return std::bit_cast<float>(sign | 0x7f800000u | quiet | (mantissa << 13));
-  }
-  if (exponent != 0)
-    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-  if (mantissa == 0) return std::bit_cast<float>(sign);
-  const int shift = std::countl_zero(mantissa) - 21;  // brings the leading one to bit 10
-  mantissa = (mantissa << shift) & 0x3ffu;
-  return std::bit_cast<float>(sign | (static_cast<uint32_t>(113 - shift) << 23) | (mantissa << 13));
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(moved) | special | quiet | sign);
 }
 
 // Rounds to nearest, ties to even; overflow gives infinity.
@@ -70,10 +65,16 @@ inline void WidenFloats(FloatType type, const void* in, int64_t count, float* ou
     std::memcpy(out, in, static_cast<size_t>(count) * sizeof(float));
     return;
   }
-  for (int64_t i = 0; i < count; ++i) {
-    uint16_t bits = 0;
-    std::memcpy(&bits, static_cast<const uint16_t*>(in) + i, sizeof bits);
-    out[i] = type == FloatType::kF16 ? HalfToFloat(bits) : Bf16ToFloat(bits);
+  const auto* from = static_cast<const uint8_t*>(in);
+  const auto bits = [from](int64_t i) {
+    uint16_t value = 0;
+    std::memcpy(&value, from + 2 * i, sizeof value);
+    return value;
+  };
+  if (type == FloatType::kF16) {
+    for (int64_t i = 0; i < count; ++i) out[i] = HalfToFloat(bits(i));
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = Bf16ToFloat(bits(i));
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/quant/code_range.h"
 #include "kernels/quant/half.h"
 
 namespace qserve::kernels {
@@ -93,12 +94,12 @@ Status CheckGroups(const LinearWeight& w) {
       const int64_t begin = std::max<int64_t>(0, g * kWeightGroup - w.lead);
       const int64_t end = std::min(w.k, (g + 1) * kWeightGroup - w.lead);
       const auto* codes = w.codes.data() + row * w.k;
-      const auto [low, high] = std::minmax_element(codes + begin, codes + end);
+      const CodeRange range = RangeOf(codes + begin, end - begin);
       const int scale = w.group_scale[static_cast<size_t>(row * groups + g)];
       const int offset = w.group_offset[static_cast<size_t>(row * groups + g)];
       if (scale < 1 || scale > 127)
         return Fail("group_scale out of 1..127 in row " + std::to_string(row));
-      if (*low * scale + offset < -128 || *high * scale + offset > 127) {
+      if (range.low * scale + offset < -128 || range.high * scale + offset > 127) {
         return Fail("a code leaves int8 in row " + std::to_string(row) + ", group " +
                     std::to_string(g));
       }
@@ -109,8 +110,9 @@ Status CheckGroups(const LinearWeight& w) {
 
 Status CheckCodes(const LinearWeight& w) {
   if (w.format == WeightFormat::kW8) {
-    if (std::find(w.codes.begin(), w.codes.end(), uint8_t{0x80}) != w.codes.end())
-      return Fail("int8 code -128");
+    bool found = false;
+    for (const uint8_t code : w.codes) found |= code == 0x80;
+    if (found) return Fail("int8 code -128");
   } else if (w.format == WeightFormat::kW4PerChannel || w.format == WeightFormat::kW4Group128) {
     uint8_t all = 0;
     for (const uint8_t code : w.codes) all |= code;

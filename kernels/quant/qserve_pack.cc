@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 
+#include "kernels/quant/code_range.h"
 #include "kernels/quant/half.h"
 
 namespace qserve::kernels {
@@ -120,13 +121,13 @@ Status RecoverGroups(const QServeView& v, const QServeSlice& s, LinearWeight& w)
       const auto at = static_cast<size_t>((first_group + g) * v.n + ScaleColumn(s.row_begin + row));
       const int scale = v.s2_scales[at];
       const uint8_t* codes = w.codes.data() + row * w.k;
-      const auto [low, high] =
-          std::minmax_element(codes + std::max<int64_t>(0, g * kWeightGroup - w.lead),
-                              codes + std::min(w.k, (g + 1) * kWeightGroup - w.lead));
+      const int64_t begin = std::max<int64_t>(0, g * kWeightGroup - w.lead);
+      const CodeRange range =
+          RangeOf(codes + begin, std::min(w.k, (g + 1) * kWeightGroup - w.lead) - begin);
       const int lowest = static_cast<int8_t>(
-          *low * scale + v.s2_zeros[at]);  // modulo 256, as the byte add of a GPU does
-      const int offset = lowest - *low * scale;
-      if (scale < 1 || scale > 127 || *high * scale + offset > 127) {
+          range.low * scale + v.s2_zeros[at]);  // modulo 256, as the byte add of a GPU does
+      const int offset = lowest - range.low * scale;
+      if (scale < 1 || scale > 127 || range.high * scale + offset > 127) {
         return Fail("group " + std::to_string(first_group + g) + " of row " +
                     std::to_string(s.row_begin + row) + " leaves int8 (s2_scales " +
                     std::to_string(scale) + ", s2_zeros " + std::to_string(v.s2_zeros[at]) +

@@ -8,9 +8,7 @@
 namespace qserve::worker::exec {
 namespace {
 
-using checkpoint::LoadQuantization;
 using checkpoint::ModelConfig;
-using checkpoint::Scheme;
 using kernels::WeightFormat;
 
 constexpr int64_t kFloatBytes = sizeof(float);
@@ -26,16 +24,6 @@ int64_t PackedBytes(WeightFormat format, int64_t n, int64_t k) {
 std::string Mebibytes(int64_t bytes) { return fmt::format("{} MiB", (bytes >> 20) + 1); }
 
 }  // namespace
-
-WeightFormat LinearFormat(const ModelConfig& config, LoadQuantization quantization) {
-  if (config.scheme == Scheme::kQoqGroup128 || quantization == LoadQuantization::kRtnGroup128) {
-    return WeightFormat::kW4Group128;
-  }
-  if (config.scheme == Scheme::kQoqPerChannel || quantization == LoadQuantization::kRtnPerChannel) {
-    return WeightFormat::kW4PerChannel;
-  }
-  return WeightFormat::kFloat;
-}
 
 int64_t WeightBytesOfRank(const ModelConfig& config, const model::Shard& shard,
                           const ServedFormats& formats) {

@@ -19,10 +19,6 @@ struct ServedFormats {
   std::span<const kernels::KvFormat> kv;  // one a layer
 };
 
-// The format in which a device gets the layers' linears.
-kernels::WeightFormat LinearFormat(const checkpoint::ModelConfig& config,
-                                   checkpoint::LoadQuantization quantization);
-
 // Bytes of rank 0's weights (no rank has more, but for a few rows) in a GPU's packed order.
 int64_t WeightBytesOfRank(const checkpoint::ModelConfig& config, const model::Shard& shard,
                           const ServedFormats& formats);

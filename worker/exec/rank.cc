@@ -190,9 +190,10 @@ class Rank::Builder {
   absl::Status WithAdvice(const absl::Status& status, int64_t tokens = 0) const {
     const ModelDescription& description = rank_->description_;
     if (!absl::IsResourceExhausted(status) || !description.device.asynchronous) return status;
-    const ServedFormats formats = {.linears = LinearFormat(description.config, options_.quantize),
-                                   .lm_head = description.lm_head,
-                                   .kv = description.kv_formats};
+    const ServedFormats formats = {
+        .linears = model::LinearFormat(description.config, options_.quantize),
+        .lm_head = description.lm_head,
+        .kv = description.kv_formats};
     if (tokens == 0) tokens = std::max<int64_t>(rank_->limits_.max_model_len, plan::kBlockTokens);
     return absl::ResourceExhaustedError(std::string(status.message()) +
                                         DegreeAdvice(description.config, formats,

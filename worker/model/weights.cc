@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -28,6 +29,8 @@ using kernels::WeightFormat;
 // Rows of a vocabulary matrix handled at once: bounds what the host holds in fp32 while the head is
 // quantized.
 constexpr int64_t kVocabChunkRows = 4096;
+// Of the embedding: what a copy needs beside the mapped file, times the threads.
+constexpr int64_t kEmbeddingChunkRows = 256;
 
 int64_t FloatBytes(FloatType type) { return type == FloatType::kF32 ? 4 : 2; }
 
@@ -44,9 +47,7 @@ float FloatAt(FloatType type, const uint8_t* data, int64_t index) {
 
 std::vector<float> ToFloats(const FloatMatrix& matrix) {
   std::vector<float> floats(static_cast<size_t>(matrix.rows * matrix.cols));
-  for (size_t i = 0; i < floats.size(); ++i) {
-    floats[i] = FloatAt(matrix.type, matrix.data.data(), static_cast<int64_t>(i));
-  }
+  kernels::WidenFloats(matrix.type, matrix.data.data(), std::ssize(floats), floats.data());
   return floats;
 }
 
@@ -68,6 +69,22 @@ absl::Status RoundToHalf(FloatMatrix& matrix) {
   matrix.data = std::move(halves);
   return absl::OkStatus();
 }
+
+// The first error of pieces that are read on a backend's threads, which know no absl::Status.
+class PieceError {
+ public:
+  kernels::StatusOr<LinearWeight> Take(absl::StatusOr<LinearWeight> piece) {
+    if (piece.ok()) return *std::move(piece);
+    const std::lock_guard lock(mutex_);
+    if (status_.ok()) status_ = piece.status();
+    return kernels::InvalidArgument(std::string(piece.status().message()));
+  }
+  const absl::Status& status() const { return status_; }
+
+ private:
+  std::mutex mutex_;
+  absl::Status status_;
+};
 
 // Loads one model; lives on the stack of LoadWeights.
 class Loader {
@@ -130,9 +147,9 @@ class Loader {
         .first_id = static_cast<int32_t>(shard_.vocab.begin), .rows = rows, .cols = cols};
     if (rows == 0) return absl::OkStatus();
     const auto read = [&](int64_t chunk) {
-      const int64_t begin = shard_.vocab.begin + chunk * kVocabChunkRows;
+      const int64_t begin = shard_.vocab.begin + chunk * kEmbeddingChunkRows;
       return checkpoint_.ReadRows("model.embed_tokens.weight",
-                                  {begin, std::min(shard_.vocab.end, begin + kVocabChunkRows)},
+                                  {begin, std::min(shard_.vocab.end, begin + kEmbeddingChunkRows)},
                                   cols);
     };
     const auto copy = [&](int64_t chunk, FloatMatrix part) -> absl::Status {
@@ -142,115 +159,160 @@ class Loader {
         weights_.embedding_table.type = part.type;
         weights_.embedding_table.data = weights_.embedding.data();
       }
-      backend_.CopyToDevice(weights_.embedding.as<uint8_t>() + chunk * kVocabChunkRows * row_bytes,
-                            part.data.data(), part.rows * row_bytes);
+      backend_.CopyToDevice(
+          weights_.embedding.as<uint8_t>() + chunk * kEmbeddingChunkRows * row_bytes,
+          part.data.data(), part.rows * row_bytes);
       Progress(part.rows * row_bytes);
-      if (config_.tie_word_embeddings) tied_head_.push_back(std::move(part));
       return absl::OkStatus();
     };
-    return ReadAhead<FloatMatrix>((rows + kVocabChunkRows - 1) / kVocabChunkRows,
+    return ReadAhead<FloatMatrix>((rows + kEmbeddingChunkRows - 1) / kEmbeddingChunkRows,
                                   options_.reader_threads, read, copy);
   }
 
-  absl::StatusOr<LinearWeight> ReadRowParallel(int64_t layer, const char* name,
-                                               Range columns) const {
-    return checkpoint_.ReadLinear(LayerName(layer, name), {0, config_.hidden_size}, columns,
-                                  options_.quantization);
-  }
-
-  // Row ranges of one or several linears over all of hidden, under one another.
-  struct Rows {
+  // One linear as this rank has it: row ranges of one or several linears of a layer under one
+  // another, all with the same columns.
+  struct Part {
     const char* name;
-    Range range;
+    Range rows;
   };
-  absl::StatusOr<LinearWeight> ReadFused(int64_t layer, const std::vector<Rows>& parts) const {
-    std::vector<LinearWeight> weights;
-    weights.reserve(parts.size());
-    for (const Rows& part : parts) {
-      ASSIGN_OR_RETURN(LinearWeight weight,
-                       checkpoint_.ReadLinear(LayerName(layer, part.name), part.range,
-                                              {0, config_.hidden_size}, options_.quantization));
-      weights.push_back(std::move(weight));
+  struct Fused {
+    int64_t layer = 0;
+    std::vector<Part> parts;
+    Range columns;
+
+    int64_t rows() const {
+      int64_t sum = 0;
+      for (const Part& part : parts) sum += part.rows.size();
+      return sum;
     }
+  };
+
+  // Rows [begin, end) of the whole.
+  absl::StatusOr<LinearWeight> ReadFused(const Fused& fused, int64_t begin, int64_t end) const {
+    std::vector<LinearWeight> weights;
+    for (const Part& part : fused.parts) {
+      const Range rows = {part.rows.begin + std::max<int64_t>(begin, 0),
+                          std::min(part.rows.end, part.rows.begin + end)};
+      if (rows.begin < rows.end) {
+        ASSIGN_OR_RETURN(LinearWeight weight,
+                         checkpoint_.ReadLinear(LayerName(fused.layer, part.name), rows,
+                                                fused.columns, options_.quantization));
+        weights.push_back(std::move(weight));
+      }
+      begin -= part.rows.size();
+      end -= part.rows.size();
+    }
+    if (weights.size() == 1) return std::move(weights.front());
     std::vector<const LinearWeight*> pointers;
     for (const LinearWeight& weight : weights) pointers.push_back(&weight);
     return ToAbsl(kernels::ConcatenateRows(pointers));
   }
 
-  absl::StatusOr<LinearWeight> ReadQkv(int64_t layer) const {
+  std::vector<Part> QkvParts() const {
     const int64_t head_dim = config_.head_dim;
-    std::vector<Rows> parts = {
+    std::vector<Part> parts = {
         {"self_attn.q_proj", {shard_.heads.begin * head_dim, shard_.heads.end * head_dim}}};
     for (const char* name : {"self_attn.k_proj", "self_attn.v_proj"}) {
       const size_t first = parts.size();
       for (const int64_t head : shard_.kv_heads) {  // consecutive heads are read as one range
-        if (parts.size() > first && parts.back().range.end == head * head_dim) {
-          parts.back().range.end += head_dim;
+        if (parts.size() > first && parts.back().rows.end == head * head_dim) {
+          parts.back().rows.end += head_dim;
         } else {
           parts.push_back({name, {head * head_dim, (head + 1) * head_dim}});
         }
       }
     }
-    return ReadFused(layer, parts);
+    return parts;
   }
 
-  absl::StatusOr<LinearWeight> ReadLayerLinear(int64_t index) const {
+  Fused LayerLinear(int64_t index) const {
     const int64_t layer = index / kLinearsPerLayer;
     const int64_t head_dim = config_.head_dim;
+    const Range hidden = {0, config_.hidden_size};
     switch (index % kLinearsPerLayer) {
       case 0:
-        return ReadQkv(layer);
+        return {layer, QkvParts(), hidden};
       case 1:
-        return ReadRowParallel(layer, "self_attn.o_proj",
-                               {shard_.heads.begin * head_dim, shard_.heads.end * head_dim});
+        return {layer,
+                {{"self_attn.o_proj", hidden}},
+                {shard_.heads.begin * head_dim, shard_.heads.end * head_dim}};
       case 2:
-        return ReadFused(
-            layer, {{"mlp.gate_proj", shard_.intermediate}, {"mlp.up_proj", shard_.intermediate}});
+        return {layer,
+                {{"mlp.gate_proj", shard_.intermediate}, {"mlp.up_proj", shard_.intermediate}},
+                hidden};
       default:
-        return ReadRowParallel(layer, "mlp.down_proj", shard_.intermediate);
+        return {layer, {{"mlp.down_proj", hidden}}, shard_.intermediate};
     }
   }
 
-  absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(const LinearWeight& weight) {
-    ASSIGN_OR_RETURN(std::unique_ptr<PackedLinear> packed, ToAbsl(backend_.Pack(weight)));
-    weights_.device_bytes += packed->bytes;
-    Progress(packed->bytes);
-    return packed;
+  absl::StatusOr<std::unique_ptr<PackedLinear>> Count(
+      kernels::StatusOr<std::unique_ptr<PackedLinear>> packed) {
+    if (!packed.ok()) return ToAbsl(packed.status());
+    weights_.device_bytes += (*packed)->bytes;
+    Progress((*packed)->bytes);
+    return *std::move(packed);
+  }
+
+  // By the backend's own threads, piece by piece: nothing but what is being read is held beside the
+  // packed weights.
+  absl::StatusOr<std::unique_ptr<PackedLinear>> PackPieces(
+      int64_t rows, const std::function<absl::StatusOr<LinearWeight>(int64_t, int64_t)>& read) {
+    PieceError error;
+    auto packed = backend_.PackPieces(
+        rows, [&](int64_t begin, int64_t end) { return error.Take(read(begin, end)); });
+    RETURN_IF_ERROR(error.status());
+    return Count(std::move(packed));
+  }
+
+  std::unique_ptr<PackedLinear>& PlaceOf(int64_t index) {
+    LayerWeights& layer = weights_.layers[static_cast<size_t>(index / kLinearsPerLayer)];
+    std::unique_ptr<PackedLinear>* places[kLinearsPerLayer] = {
+        &layer.qkv, &layer.o, &layer.feed_forward.gate_up, &layer.feed_forward.down};
+    return *places[index % kLinearsPerLayer];
   }
 
   absl::Status LoadLinears() {
+    const int64_t count = config_.layers * kLinearsPerLayer;
+    if (backend_.PacksPieces(LinearFormat(config_, options_.quantization))) {
+      for (int64_t index = 0; index < count; ++index) {
+        const Fused fused = LayerLinear(index);
+        ASSIGN_OR_RETURN(PlaceOf(index), PackPieces(fused.rows(), [&](int64_t begin, int64_t end) {
+                           return ReadFused(fused, begin, end);
+                         }));
+      }
+      return absl::OkStatus();
+    }
+    const auto read = [&](int64_t index) {
+      const Fused fused = LayerLinear(index);
+      return ReadFused(fused, 0, fused.rows());
+    };
     const auto place = [&](int64_t index, LinearWeight weight) -> absl::Status {
-      LayerWeights& layer = weights_.layers[static_cast<size_t>(index / kLinearsPerLayer)];
-      std::unique_ptr<PackedLinear>* places[kLinearsPerLayer] = {
-          &layer.qkv, &layer.o, &layer.feed_forward.gate_up, &layer.feed_forward.down};
-      ASSIGN_OR_RETURN(*places[index % kLinearsPerLayer], Pack(weight));
+      ASSIGN_OR_RETURN(PlaceOf(index), Count(backend_.Pack(weight)));
       return absl::OkStatus();
     };
-    return ReadAhead<LinearWeight>(
-        config_.layers * kLinearsPerLayer, options_.reader_threads,
-        [&](int64_t index) { return ReadLayerLinear(index); }, place);
+    return ReadAhead<LinearWeight>(count, options_.reader_threads, read, place);
   }
 
-  // This rank's rows of the head in a chunk, as stored; none where the vocabulary has ended.
-  absl::StatusOr<FloatMatrix> HeadRows(int64_t chunk) const {
+  // Rows [begin, end) of this rank's head, as stored; rows beyond the vocabulary are zero.
+  absl::StatusOr<FloatMatrix> HeadRows(int64_t begin, int64_t end) const {
     const int64_t cols = config_.hidden_size;
-    const int64_t begin = shard_.vocab.begin + chunk * kVocabChunkRows;
-    const Range ids = {std::min(shard_.vocab.end, begin),
-                       std::min(shard_.vocab.end, begin + kVocabChunkRows)};
-    if (ids.size() == 0)
-      return FloatMatrix{.type = config_.float_type, .rows = 0, .cols = cols, .data = {}};
-    if (config_.tie_word_embeddings) return tied_head_[static_cast<size_t>(chunk)];
-    return checkpoint_.ReadRows("lm_head.weight", ids, cols);
+    const Range ids = {std::min(shard_.vocab.end, shard_.vocab.begin + begin),
+                       std::min(shard_.vocab.end, shard_.vocab.begin + end)};
+    FloatMatrix matrix{.type = config_.float_type, .rows = 0, .cols = cols, .data = {}};
+    if (ids.size() > 0) {
+      const char* name =
+          config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+      ASSIGN_OR_RETURN(matrix, checkpoint_.ReadRows(name, ids, cols));
+    }
+    matrix.rows = end - begin;
+    matrix.data.resize(static_cast<size_t>(matrix.rows * cols * FloatBytes(matrix.type)), 0);
+    return matrix;
   }
 
-  // `rows` rows of this rank's head in the format it is served in; rows beyond the vocabulary are
-  // zero.
-  absl::StatusOr<LinearWeight> ReadHeadChunk(int64_t chunk, int64_t rows,
-                                             WeightFormat format) const {
-    const int64_t cols = config_.hidden_size;
-    ASSIGN_OR_RETURN(FloatMatrix matrix, HeadRows(chunk));
-    matrix.rows = rows;
-    matrix.data.resize(static_cast<size_t>(rows * cols * FloatBytes(matrix.type)), 0);
+  // The same in the format it is served in.
+  absl::StatusOr<LinearWeight> ReadHead(int64_t begin, int64_t end, WeightFormat format) const {
+    const int64_t rows = end - begin, cols = config_.hidden_size;
+    ASSIGN_OR_RETURN(FloatMatrix matrix, HeadRows(begin, end));
     if (format == WeightFormat::kHalfFixedOrder) RETURN_IF_ERROR(RoundToHalf(matrix));
     if (format == WeightFormat::kW8) {
       return ToAbsl(kernels::RtnInt8PerRow(ToFloats(matrix).data(), rows, cols));
@@ -269,24 +331,29 @@ class Loader {
 
   absl::Status LoadHead() {
     const WeightFormat format = LmHeadFormat(config_, options_);
+    const int64_t rows = shard_.vocab_rows;
+    if (backend_.PacksPieces(format)) {
+      ASSIGN_OR_RETURN(weights_.lm_head, PackPieces(rows, [&](int64_t begin, int64_t end) {
+                         return ReadHead(begin, end, format);
+                       }));
+      return absl::OkStatus();
+    }
     std::vector<LinearWeight> chunks;
     const auto read = [&](int64_t chunk) {
-      return ReadHeadChunk(
-          chunk, std::min(kVocabChunkRows, shard_.vocab_rows - chunk * kVocabChunkRows), format);
+      const int64_t begin = chunk * kVocabChunkRows;
+      return ReadHead(begin, std::min(rows, begin + kVocabChunkRows), format);
     };
     const auto keep = [&](int64_t, LinearWeight chunk) {
       chunks.push_back(std::move(chunk));
       return absl::OkStatus();
     };
-    RETURN_IF_ERROR(
-        ReadAhead<LinearWeight>((shard_.vocab_rows + kVocabChunkRows - 1) / kVocabChunkRows,
-                                options_.reader_threads, read, keep));
-    tied_head_.clear();
+    RETURN_IF_ERROR(ReadAhead<LinearWeight>((rows + kVocabChunkRows - 1) / kVocabChunkRows,
+                                            options_.reader_threads, read, keep));
     std::vector<const LinearWeight*> pointers;
     for (const LinearWeight& chunk : chunks) pointers.push_back(&chunk);
     ASSIGN_OR_RETURN(const LinearWeight whole, ToAbsl(kernels::ConcatenateRows(pointers)));
     chunks.clear();
-    ASSIGN_OR_RETURN(weights_.lm_head, Pack(whole));
+    ASSIGN_OR_RETURN(weights_.lm_head, Count(backend_.Pack(whole)));
     return absl::OkStatus();
   }
 
@@ -313,13 +380,22 @@ class Loader {
   const Shard& shard_;
   kernels::Backend& backend_;
   const WeightOptions& options_;
-  std::vector<FloatMatrix>
-      tied_head_;  // the embedding's chunks, kept for a head that is the same tensor: read once
   ModelWeights weights_;
   int64_t done_ = 0;
 };
 
 }  // namespace
+
+WeightFormat LinearFormat(const ModelConfig& config, LoadQuantization quantization) {
+  using checkpoint::Scheme;
+  if (config.scheme == Scheme::kQoqGroup128 || quantization == LoadQuantization::kRtnGroup128) {
+    return WeightFormat::kW4Group128;
+  }
+  if (config.scheme == Scheme::kQoqPerChannel || quantization == LoadQuantization::kRtnPerChannel) {
+    return WeightFormat::kW4PerChannel;
+  }
+  return WeightFormat::kFloat;
+}
 
 WeightFormat LmHeadFormat(const ModelConfig& config, const WeightOptions& options) {
   const auto of_bits = [](int bits) {

@@ -21,8 +21,9 @@ enum class LmHeadType { kAuto, kFp16, kInt8, kInt4 };
 struct WeightOptions {
   LmHeadType lm_head = LmHeadType::kAuto;
   checkpoint::LoadQuantization quantization = checkpoint::LoadQuantization::kNone;
-  int reader_threads =
-      1;  // read and quantize ahead of packing; at most that many weights wait in host memory
+  // Read and quantize ahead of packing, where the backend does not read pieces itself; at most that
+  // many weights wait in host memory.
+  int reader_threads = 1;
   std::function<void(int64_t done, int64_t total)>
       progress;  // bytes of weights; on the loading thread; may be empty
 };
@@ -52,13 +53,18 @@ struct ModelWeights {
   int64_t device_bytes = 0;
 };
 
+// The format in which a device gets the layers' linears.
+kernels::WeightFormat LinearFormat(const checkpoint::ModelConfig& config,
+                                   checkpoint::LoadQuantization quantization);
+
 // What `options.lm_head` means for this checkpoint: auto is what the quantizer recorded, else int8
 // where the model is served quantized and floating point, as stored, where it is not. A precision
 // asked for by name is given.
 kernels::WeightFormat LmHeadFormat(const checkpoint::ModelConfig& config,
                                    const WeightOptions& options);
 
-// Reads only the shard's slices and frees host memory as it goes. Errors: the checkpoint's
+// Reads only the shard's slices; where the backend packs pieces, no more than some of them are in
+// host memory beside what is packed. Errors: the checkpoint's
 // (malformed, missing), the backend's (ResourceExhausted when the device is full, Unimplemented for
 // a format it has no kernel for).
 absl::StatusOr<ModelWeights> LoadWeights(const checkpoint::Checkpoint& checkpoint,

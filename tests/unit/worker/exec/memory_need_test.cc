@@ -6,6 +6,8 @@
 
 #include <vector>
 
+#include "worker/model/weights.h"
+
 namespace qserve::worker::exec {
 namespace {
 
@@ -41,7 +43,7 @@ TEST(MemoryNeed, WeightsAreWhatTheirParametersTake) {
   const double expected = layers * (0.5 + 4.0 / 128) + 8192.0 * 128256 * (2 + 1);
   EXPECT_NEAR(static_cast<double>(WeightsAt(1)), expected, expected * 0.002);
   EXPECT_NEAR(static_cast<double>(WeightsAt(4)), expected / 4, expected / 4 * 0.005);
-  EXPECT_EQ(LinearFormat(LargeModel(), checkpoint::LoadQuantization::kNone),
+  EXPECT_EQ(model::LinearFormat(LargeModel(), checkpoint::LoadQuantization::kNone),
             WeightFormat::kW4Group128);
 }
 
