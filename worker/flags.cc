@@ -2,9 +2,15 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <charconv>
 #include <filesystem>
 
+#include "common/log.h"
 #include "common/status_macros.h"
+#include "worker/checkpoint/model_config.h"
+#include "worker/group/numa.h"
+#include "worker/model/sharding.h"
 
 namespace qserve::worker {
 namespace {
@@ -33,14 +39,57 @@ absl::Status ValidateGroup(const Flags& flags) {
   return absl::OkStatus();
 }
 
+// The largest degree that cuts the model and leaves no rank without a NUMA node.
+absl::StatusOr<int> DegreeOfMachine(const Flags& flags) {
+  if (flags.device != "cpu") {
+    return absl::InvalidArgumentError(
+        "--tensor-parallel-size auto counts NUMA nodes: it needs --device cpu");
+  }
+  if (flags.nodes > 1) {
+    return absl::InvalidArgumentError(
+        "--tensor-parallel-size auto is for one host; with --nodes give a number");
+  }
+  ASSIGN_OR_RETURN(const std::vector<group::NumaNode> nodes,
+                   group::ReadNumaNodes(flags.numa_directory, group::AllowedCpus()));
+  ASSIGN_OR_RETURN(const checkpoint::ModelConfig config, checkpoint::ReadModelConfig(flags.model));
+  int degree = 1;
+  for (const int legal : model::LegalDegrees(config)) {
+    if (legal <= std::ssize(nodes)) degree = std::max(degree, legal);
+  }
+  LOG_INFO("tensor-parallel-size auto: {} (NUMA nodes to run on: {})", degree, nodes.size());
+  return degree;
+}
+
 }  // namespace
+
+bool BindsRanks(const Flags& flags) { return flags.tensor_parallel == "auto"; }
+
+absl::Status ResolveDegree(Flags& flags, int group_size) {
+  if (group_size > 0) {
+    flags.tensor_parallel_size = group_size;
+    return absl::OkStatus();
+  }
+  if (flags.tensor_parallel == "auto") {
+    ASSIGN_OR_RETURN(flags.tensor_parallel_size, DegreeOfMachine(flags));
+    return absl::OkStatus();
+  }
+  const char* end = flags.tensor_parallel.data() + flags.tensor_parallel.size();
+  const auto [stop, error] =
+      std::from_chars(flags.tensor_parallel.data(), end, flags.tensor_parallel_size);
+  if (error == std::errc() && stop == end) return absl::OkStatus();
+  return absl::InvalidArgumentError(fmt::format(
+      "--tensor-parallel-size must be a number or auto, got '{}'", flags.tensor_parallel));
+}
 
 void Declare(cli::Options& options, Flags& flags) {
   options.Add("model", flags.model, "Model directory (Hugging Face layout)")->required();
   options.Add("served-model-name", flags.served_model_name,
               "Name in requests; default: the directory's");
   options.Add("device", flags.device, "auto, cpu or cuda");
-  options.Add("tensor-parallel-size", flags.tensor_parallel_size, "Ranks that share the model");
+  options.Add("tensor-parallel-size", flags.tensor_parallel,
+              "Ranks that share the model; auto (CPUs only): one a NUMA node, bound to it");
+  flags.numa_directory = group::kNumaDirectory;
+  options.Add("numa-directory", flags.numa_directory, "Where auto finds the NUMA nodes");
   options.Add("nodes", flags.nodes, "Hosts that the ranks are spread over");
   options.Add("node-rank", flags.node_rank, "This host's number, 0 to nodes - 1");
   options.Add(
@@ -63,7 +112,8 @@ void Declare(cli::Options& options, Flags& flags) {
   options.AddFlag("no-prefix-caching", flags.no_prefix_caching, "Compute every prompt anew");
   options.AddFlag("no-cuda-graphs", flags.no_cuda_graphs,
                   "Launch decoding steps kernel by kernel, not as CUDA graphs; CPUs have none");
-  options.Add("threads", flags.threads, "CPU threads of a rank; 0: cores / local ranks");
+  options.Add("threads", flags.threads,
+              "CPU threads of a rank; 0: its cores / the ranks that share them");
   options.Add("cpu-isa", flags.cpu_isa, "auto, reference, avx2, avxvnni, avx512vnni or avx512amx");
   options.Add("seed", flags.seed, "Seed of requests without one; default: drawn for each request")
       ->check(CLI::NonNegativeNumber);

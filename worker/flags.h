@@ -18,7 +18,9 @@ struct Flags {
   std::string model;
   std::string served_model_name;
   std::string device = "auto";
-  int tensor_parallel_size = 1;
+  std::string tensor_parallel = "1";  // --tensor-parallel-size: a number or auto
+  int tensor_parallel_size = 1;       // what that means, once resolved
+  std::string numa_directory;         // --numa-directory
   int nodes = 1;
   int node_rank = 0;
   std::string rendezvous;
@@ -43,6 +45,13 @@ struct Flags {
 };
 
 void Declare(cli::Options& options, Flags& flags);
+
+// Turns --tensor-parallel-size into a number. auto: the largest degree that cuts the model (read
+// from its directory) and does not exceed the NUMA nodes this process may run on. In a rank's
+// process the degree is `group_size`, which the supervisor decided; 0 in the supervisor.
+absl::Status ResolveDegree(Flags& flags, int group_size);
+// Whether ranks are bound to NUMA nodes.
+bool BindsRanks(const Flags& flags);
 
 // Checks everything that can be checked without the model; InvalidArgument names the flag.
 absl::Status Validate(const Flags& flags);

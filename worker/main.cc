@@ -40,16 +40,19 @@ int Fail(const absl::Status& status) {
   return EXIT_FAILURE;
 }
 
-int RunAsRank(const Flags& flags, const group::RankIdentity& identity) {
+int RunAsRank(Flags& flags, const group::RankIdentity& identity) {
+  if (const absl::Status status = ResolveDegree(flags, identity.size); !status.ok()) {
+    return Fail(status);
+  }
   const absl::Status status = RunRank(flags, identity);
   return status.ok() ? EXIT_SUCCESS : Fail(status);
 }
 
-int RunAsSupervisor(const cli::Options& options, const Flags& flags,
-                    std::span<char* const> arguments) {
+int RunAsSupervisor(const cli::Options& options, Flags& flags, std::span<char* const> arguments) {
   for (const std::string& variable : options.UnknownVariables()) {
     if (variable != kSecretVariable) LOG_WARN("{} is not an option of this program", variable);
   }
+  if (const absl::Status status = ResolveDegree(flags, 0); !status.ok()) return Fail(status);
   if (const absl::Status status = Validate(flags); !status.ok()) return Fail(status);
   const auto group_options = GroupOptionsOf(flags);
   if (!group_options.ok()) return Fail(group_options.status());

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <future>
 #include <mutex>
-#include <thread>
 
 #include "common/log.h"
 #include "common/metrics/metrics.h"
@@ -17,6 +16,7 @@
 #include "worker/exec/model_executor.h"
 #include "worker/exec/rank.h"
 #include "worker/group/heartbeat.h"
+#include "worker/group/numa.h"
 #include "worker/group/rendezvous_client.h"
 #include "worker/leader.h"
 #include "worker/progress_executor.h"
@@ -97,6 +97,33 @@ absl::StatusOr<Connections> Connect(const group::RankIdentity& identity) {
   return connections;
 }
 
+// Where the rank runs.
+struct Place {
+  int threads = 1;  // its share of the processors, unless told otherwise
+};
+
+// Binds the rank to its NUMA node where that was asked for. Before any thread is started, so that
+// all run there.
+absl::StatusOr<Place> TakePlace(const Flags& flags, const group::RankIdentity& identity) {
+  int sharing = identity.local_size;
+  std::vector<group::NumaNode> nodes;
+  if (BindsRanks(flags)) {
+    ASSIGN_OR_RETURN(nodes, group::ReadNumaNodes(flags.numa_directory, group::AllowedCpus()));
+  }
+  if (nodes.size() > 1 && identity.local_size > 1) {
+    const auto node_of = [&](int rank) {
+      return group::NodeOfRank(rank, identity.local_size, static_cast<int>(nodes.size()));
+    };
+    const int mine = node_of(identity.local_rank);
+    RETURN_IF_ERROR(group::BindToNode(nodes[static_cast<size_t>(mine)]));
+    sharing = 0;
+    for (int rank = 0; rank < identity.local_size; ++rank) sharing += node_of(rank) == mine ? 1 : 0;
+    LOG_INFO("runs on NUMA node {}", nodes[static_cast<size_t>(mine)].id);
+  }
+  const auto cpus = std::ssize(group::AllowedCpus());
+  return Place{.threads = std::max(1, static_cast<int>(cpus) / sharing)};
+}
+
 // Says which part of the weights is in, about every tenth.
 std::function<void(int64_t, int64_t)> LogLoading() {
   return [last = int64_t{0}](int64_t done, int64_t total) mutable {
@@ -144,6 +171,7 @@ void ReportStart(const exec::Rank& rank, Metrics& metrics) {
 }  // namespace
 
 absl::Status RunRank(const Flags& flags, const group::RankIdentity& identity) {
+  ASSIGN_OR_RETURN(const Place place, TakePlace(flags, identity));
   std::promise<void> stop;
   // Rank 0 drains at the first signal; the supervisor, which gets every signal too, decides about
   // all else.
@@ -165,11 +193,7 @@ absl::Status RunRank(const Flags& flags, const group::RankIdentity& identity) {
   ASSIGN_OR_RETURN(exec::ExecutorOptions options, ExecutorOptionsOf(flags, identity.rank));
   const comm::GlooOptions gloo = {
       .rank = identity.rank, .size = identity.size, .bind_host = identity.bind_host};
-  // Unless told otherwise the ranks of this host share its cores.
-  if (options.threads == 0) {
-    const int cores = static_cast<int>(std::thread::hardware_concurrency());
-    options.threads = std::max(1, cores / identity.local_size);
-  }
+  if (options.threads == 0) options.threads = place.threads;
   auto rank = exec::Rank::Create(
       options, host_group,
       exec::DefaultCommunicator(gloo, connections.store.get(), identity.generation,

@@ -38,3 +38,8 @@ if(TARGET qserve-worker AND TARGET qserve-router AND TARGET qserve-quantize AND 
       QSERVE_QUANTIZE="$<TARGET_FILE:qserve-quantize>" QSERVE_CLIENT="$<TARGET_FILE:qserve>")
   endforeach()
 endif()
+if(TARGET qserve-worker)
+  qserve_test(process_numa_test SOURCES process_numa_test.cc LABELS integration TIMEOUT 300)
+  add_dependencies(process_numa_test qserve-worker)
+  target_compile_definitions(process_numa_test PRIVATE QSERVE_WORKER="$<TARGET_FILE:qserve-worker>")
+endif()
