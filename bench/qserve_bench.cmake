@@ -17,3 +17,4 @@ target_include_directories(qserve-bench PRIVATE ${PROJECT_BINARY_DIR}/generated)
 add_dependencies(qserve-bench bench_commit)
 
 qserve_binary(communicator_bench SOURCES communicator_bench.cc DEPS bench_measure common kernels worker_comm)
+qserve_binary(engine_bench SOURCES engine_bench.cc DEPS bench_measure common worker_comm worker_engine)

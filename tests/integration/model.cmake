@@ -11,6 +11,9 @@ qserve_test(model_parallel_test
 qserve_test(model_step_test
   SOURCES model_step_test.cc
   DEPS fakes_random_model worker_exec LABELS integration)
+qserve_test(model_memory_test
+  SOURCES model_memory_test.cc
+  DEPS fakes_random_model worker_exec LABELS integration)
 # The model under the engine and its scheduler.
 qserve_test(engine_model_test
   SOURCES engine_model_test.cc
