@@ -4,20 +4,12 @@
 #include <cstdint>
 
 #include "bench/machine_peaks.h"
+#include "kernels/amx_configuration.h"
 
 namespace qserve::bench::avx512amx {
 namespace {
 
-// What LDTILECFG reads: palette 1, bytes a row and rows of each tile.
-struct alignas(64) TileConfiguration {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfiguration) == 64);
-constexpr TileConfiguration kConfiguration;
+constexpr kernels::TileConfiguration kConfiguration;
 
 }  // namespace
 

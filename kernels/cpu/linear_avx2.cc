@@ -41,9 +41,16 @@ struct Avx2 : Lanes256 {
     const Int pairs = _mm256_maddubs_epi16(w.magnitude, _mm256_sign_epi8(x, w.codes));
     return Ordered(_mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
   }
+
+  static Int EvenColumns(Int four) { return _mm256_srai_epi16(_mm256_slli_epi16(four, 8), 8); }
+  static Int OddColumns(Int four) { return _mm256_srai_epi16(four, 8); }
+  static Int DotWide(Int acc, Int w, Int x) {
+    return Ordered(_mm256_add_epi32(acc, _mm256_madd_epi16(w, x)));
+  }
 };
 
-constexpr PanelKernels kKernels = MakePanelKernels<Avx2, Half256, 6, 4>();
+constexpr PanelKernels kKernels =
+    WithWideCodes<Avx2, 4>(MakePanelKernels<Avx2, Half256, 6, 4, 4>());
 
 }  // namespace
 

@@ -5,21 +5,13 @@
 // literal alone, and do not say that a load reads memory.
 #include <immintrin.h>
 
+#include "kernels/amx_configuration.h"
 #include "kernels/cpu/amx_tile.h"
 #include "kernels/cpu/linear.h"
 
 namespace qserve::kernels::cpu::avx512amx {
 namespace {
 
-// What LDTILECFG reads: palette 1, bytes a row and rows of each tile.
-struct alignas(64) TileConfiguration {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfiguration) == 64);
 constexpr TileConfiguration kConfiguration;
 
 struct TileRegisters {

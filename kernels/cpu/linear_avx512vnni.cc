@@ -20,6 +20,9 @@ struct Avx512Vnni {
   static Int Load(const uint8_t* block, int64_t panel_bytes, int panel) {
     return LoadInt(block + panel * panel_bytes);
   }
+  static void Store(uint8_t* block, int64_t panel_bytes, int panel, Int value) {
+    _mm512_storeu_si512(block + panel * panel_bytes, value);
+  }
   static void Prefetch(const uint8_t* block, int64_t panel_bytes) {
     _mm_prefetch(reinterpret_cast<const char*>(block), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(block + panel_bytes), _MM_HINT_T0);
@@ -95,7 +98,7 @@ struct Half512 {
   }
 };
 
-constexpr PanelKernels kKernels = MakePanelKernels<Avx512Vnni, Half512, 8, 8>();
+constexpr PanelKernels kKernels = MakePanelKernels<Avx512Vnni, Half512, 8, 8, 8>();
 
 }  // namespace
 

@@ -25,7 +25,7 @@ struct AvxVnni : Lanes256 {
   static Int Dot8(Int acc, Codes8 w, Int x) { return Dot(acc, w, x); }
 };
 
-constexpr PanelKernels kKernels = MakePanelKernels<AvxVnni, Half256, 6, 6>();
+constexpr PanelKernels kKernels = MakePanelKernels<AvxVnni, Half256, 6, 6, 6>();
 
 }  // namespace
 

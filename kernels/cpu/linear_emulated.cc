@@ -47,6 +47,9 @@ struct Vnni {
   static Int Load(const uint8_t* block, int64_t panel_bytes, int index) {
     return LoadInt(block + (kWidth == 16 ? index * panel_bytes : index * 32));
   }
+  static void Store(uint8_t* block, int64_t panel_bytes, int index, const Int& value) {
+    std::memcpy(block + (kWidth == 16 ? index * panel_bytes : index * 32), &value, sizeof(value));
+  }
   static void Prefetch(const uint8_t* /*block*/, int64_t /*panel_bytes*/) {}
   static Int Low(Int v) {
     return Each([&](int i) { return v.lane[i] & 0x0f0f0f0fu; });
@@ -155,8 +158,8 @@ struct HalfLanes {
   }
 };
 
-constexpr PanelKernels kKernels8 = MakePanelKernels<Vnni<8>, HalfLanes, 6, 6>();
-constexpr PanelKernels kKernels16 = MakePanelKernels<Vnni<16>, HalfLanes, 8, 8>();
+constexpr PanelKernels kKernels8 = MakePanelKernels<Vnni<8>, HalfLanes, 6, 6, 6>();
+constexpr PanelKernels kKernels16 = MakePanelKernels<Vnni<16>, HalfLanes, 8, 8, 8>();
 
 }  // namespace
 

@@ -28,6 +28,9 @@ struct Lanes256 {
   static Int Load(const uint8_t* block, int64_t /*panel_bytes*/, int half) {
     return LoadInt(block + half * 32);
   }
+  static void Store(uint8_t* block, int64_t /*panel_bytes*/, int half, Int value) {
+    StoreInt(block + half * 32, value);
+  }
   static void Prefetch(const uint8_t* block, int64_t /*panel_bytes*/) {
     _mm_prefetch(reinterpret_cast<const char*>(block), _MM_HINT_T0);
   }

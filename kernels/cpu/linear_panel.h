@@ -37,10 +37,14 @@ struct TileArgs {
   const int8_t* x = nullptr;        // [groups * 32][tokens][4]
   int64_t groups = 0;
   int32_t* c = nullptr;
+  // Codes taken apart: [groups * 32][16 rows][4] of each panel, 1 or 2 bytes a code. Written by the
+  // first tile of a block, read by the next ones in place of `codes` (Expanded).
+  uint8_t* expanded = nullptr;
+  int64_t expanded_panel_bytes = 0;
 };
 using TileFunction = void (*)(const TileArgs& args);
 
-// c and what belongs to it -> out, for one unit of rows and one tile of tokens.
+// c and what belongs to it -> out, for one unit of rows and some tokens.
 struct EpilogueArgs {
   int32_t* c = nullptr;  // [tokens][unit rows], changed
   int tokens = 0;
@@ -73,6 +77,16 @@ struct HalfArgs {
   const float* bias = nullptr;  // [rows] or null
 };
 
+// A second way for more tokens than a tile: the first tile of a block of tokens leaves the codes
+// that it took apart to the next ones. Absent where tokens == 0.
+struct Expanded {
+  int tokens = 0;      // largest tile
+  int more_than = 0;   // tokens of a product for which this way is taken
+  int code_bytes = 1;  // of a code taken apart; 2: x is packed as int16 too
+  TileFunction first[kMaxTileTokens + 1] = {};
+  TileFunction next[kMaxTileTokens + 1] = {};
+};
+
 // The leaf functions of an instruction set; tiles are indexed by their number of tokens.
 struct PanelKernels {
   int unit_panels = 1;  // panels of a unit: 1 or 2
@@ -82,6 +96,9 @@ struct PanelKernels {
   TileFunction w4_channel[kMaxTileTokens + 1] = {};
   TileFunction w4_group[kMaxTileTokens + 1] = {};
   TileFunction w8[kMaxTileTokens + 1] = {};
+  Expanded expanded_w4_channel;
+  Expanded expanded_w4_group;
+  Expanded expanded_w8;
   void (*group_sums)(const int8_t* x, int64_t groups,
                      int16_t* sums) = nullptr;  // of each 128 columns
   void (*epilogue)(const EpilogueArgs& args) = nullptr;

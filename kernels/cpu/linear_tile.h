@@ -4,7 +4,7 @@
 // row, against which four columns of a token are broadcast.
 //
 // V provides: Int, Float, kLanes; kChunkBlocks, the blocks of 8 columns that Dot may add up before
-// Flush; Load, Low, High (4-bit codes as bytes), Broadcast, Dot, Scale, One, Flush (c +=
+// Flush; Load, Store, Low, High (4-bit codes as bytes), Broadcast, Dot, Scale, One, Flush (c +=
 // accumulated * scale); Prepare8 and Dot8, Flush8 for 8-bit codes; and the few operations of the
 // epilogue.
 #pragma once
@@ -22,43 +22,66 @@ inline constexpr int kBlockBytes = 64;
 // How far ahead of its use a panel is asked for: a single token's pass is bound by memory.
 inline constexpr int kPrefetchBytes = 2048;
 
-template <class V, bool kGroup, int kTokens>
+// Four columns against every token of a tile.
+template <class V, int kTokens>
+inline void DotTokens(typename V::Int (&acc)[kTokens][2], typename V::Int w0, typename V::Int w1,
+                      const int8_t* x) {
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+    const typename V::Int xs = V::Broadcast(x + t * 4);
+    acc[t][0] = V::Dot(acc[t][0], w0, xs);
+    acc[t][1] = V::Dot(acc[t][1], w1, xs);
+  }
+}
+
+// What a tile does about codes: takes them apart, does so and leaves the result to others
+// (TileArgs::expanded), or finds it.
+enum class Codes { kPacked, kLeave, kFind };
+
+// The codes of four columns of a unit at `at`, taken apart.
+template <class V, Codes kCodes>
+inline void LeaveOrNot(uint8_t* at, int64_t panel_bytes, typename V::Int w0, typename V::Int w1) {
+  if constexpr (kCodes != Codes::kLeave) return;
+  V::Store(at, panel_bytes, 0, w0);
+  V::Store(at, panel_bytes, 1, w1);
+}
+
+template <class V, bool kGroup, Codes kCodes, int kTokens>
 void TileW4(const TileArgs& args) {
+  using Int = typename V::Int;
   constexpr int kUnitRows = 2 * V::kLanes;
   const uint8_t* codes = args.codes;
+  uint8_t* bytes = args.expanded;
+  const int64_t byte_stride = args.expanded_panel_bytes;
   const int8_t* x = args.x;
   for (int64_t g = 0; g < args.groups; ++g) {
     const uint8_t* scales = kGroup ? args.scales + g * kPanelRows : nullptr;
-    const typename V::Int scale0 = kGroup ? V::Scale(scales, args.scale_bytes, 0) : V::One();
-    const typename V::Int scale1 = kGroup ? V::Scale(scales, args.scale_bytes, 1) : V::One();
+    const Int scale0 = kGroup ? V::Scale(scales, args.scale_bytes, 0) : V::One();
+    const Int scale1 = kGroup ? V::Scale(scales, args.scale_bytes, 1) : V::One();
     for (int chunk = 0; chunk < kGroupBlocks / V::kChunkBlocks; ++chunk) {
-      typename V::Int acc[kTokens][2] = {};
+      Int acc[kTokens][2] = {};
 #pragma GCC unroll 4
       for (int block = 0; block < V::kChunkBlocks; ++block) {
-        if constexpr (kTokens <= 2) V::Prefetch(codes + kPrefetchBytes, args.panel_bytes);
-        {
-          const typename V::Int w0 = V::Low(V::Load(codes, args.panel_bytes, 0));
-          const typename V::Int w1 = V::Low(V::Load(codes, args.panel_bytes, 1));
-#pragma GCC unroll 8
-          for (int t = 0; t < kTokens; ++t) {
-            const typename V::Int xs = V::Broadcast(x + t * 4);
-            acc[t][0] = V::Dot(acc[t][0], w0, xs);
-            acc[t][1] = V::Dot(acc[t][1], w1, xs);
-          }
+        if constexpr (kCodes == Codes::kFind) {
+          DotTokens<V, kTokens>(acc, V::Load(bytes, byte_stride, 0), V::Load(bytes, byte_stride, 1),
+                                x);
+          bytes += kBlockBytes;
+          DotTokens<V, kTokens>(acc, V::Load(bytes, byte_stride, 0), V::Load(bytes, byte_stride, 1),
+                                x + kTokens * 4);
+        } else {
+          if constexpr (kTokens <= 2 || kCodes == Codes::kLeave)
+            V::Prefetch(codes + kPrefetchBytes, args.panel_bytes);
+          const Int both0 = V::Load(codes, args.panel_bytes, 0);
+          const Int both1 = V::Load(codes, args.panel_bytes, 1);
+          LeaveOrNot<V, kCodes>(bytes, byte_stride, V::Low(both0), V::Low(both1));
+          DotTokens<V, kTokens>(acc, V::Low(both0), V::Low(both1), x);
+          bytes += kBlockBytes;
+          LeaveOrNot<V, kCodes>(bytes, byte_stride, V::High(both0), V::High(both1));
+          DotTokens<V, kTokens>(acc, V::High(both0), V::High(both1), x + kTokens * 4);
+          codes += kBlockBytes;
         }
-        x += kTokens * 4;
-        {
-          const typename V::Int w0 = V::High(V::Load(codes, args.panel_bytes, 0));
-          const typename V::Int w1 = V::High(V::Load(codes, args.panel_bytes, 1));
-#pragma GCC unroll 8
-          for (int t = 0; t < kTokens; ++t) {
-            const typename V::Int xs = V::Broadcast(x + t * 4);
-            acc[t][0] = V::Dot(acc[t][0], w0, xs);
-            acc[t][1] = V::Dot(acc[t][1], w1, xs);
-          }
-        }
-        x += kTokens * 4;
-        codes += kBlockBytes;
+        bytes += kBlockBytes;
+        x += 2 * kTokens * 4;
       }
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
@@ -87,6 +110,59 @@ void TileW8(const TileArgs& args) {
     }
     x += kTokens * 4;
     codes += kBlockBytes;
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+    V::Flush8(args.c + t * kUnitRows, acc[t][0]);
+    V::Flush8(args.c + t * kUnitRows + V::kLanes, acc[t][1]);
+  }
+}
+
+// Two columns against every token of a tile: codes and x as int16.
+template <class V, int kTokens>
+inline void DotTokensWide(typename V::Int (&acc)[kTokens][2], typename V::Int w0,
+                          typename V::Int w1, const int8_t* x) {
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+    const typename V::Int xs = V::Broadcast(x + t * 8);
+    acc[t][0] = V::DotWide(acc[t][0], w0, xs);
+    acc[t][1] = V::DotWide(acc[t][1], w1, xs);
+  }
+}
+
+// 8-bit codes widened to int16: of each four columns the even ones of 16 rows, then the odd ones,
+// as EvenColumns and OddColumns make them. x: [groups * 32][tokens][columns 0, 2, 1, 3] int16.
+template <class V, Codes kCodes, int kTokens>
+void TileWide(const TileArgs& args) {
+  using Int = typename V::Int;
+  constexpr int kUnitRows = 2 * V::kLanes;
+  const uint8_t* codes = args.codes;
+  uint8_t* wide = args.expanded;
+  const int64_t wide_stride = args.expanded_panel_bytes;
+  const int8_t* x = args.x;
+  Int acc[kTokens][2] = {};
+  for (int64_t block = 0; block < args.groups * 2 * kGroupBlocks; ++block) {
+    if constexpr (kCodes == Codes::kFind) {
+      DotTokensWide<V, kTokens>(acc, V::Load(wide, wide_stride, 0), V::Load(wide, wide_stride, 1),
+                                x);
+      wide += kBlockBytes;
+      DotTokensWide<V, kTokens>(acc, V::Load(wide, wide_stride, 0), V::Load(wide, wide_stride, 1),
+                                x + 4);
+    } else {
+      V::Prefetch(codes + kPrefetchBytes, args.panel_bytes);
+      const Int four0 = V::Load(codes, args.panel_bytes, 0);
+      const Int four1 = V::Load(codes, args.panel_bytes, 1);
+      const Int even0 = V::EvenColumns(four0), even1 = V::EvenColumns(four1);
+      LeaveOrNot<V, kCodes>(wide, wide_stride, even0, even1);
+      DotTokensWide<V, kTokens>(acc, even0, even1, x);
+      wide += kBlockBytes;
+      const Int odd0 = V::OddColumns(four0), odd1 = V::OddColumns(four1);
+      LeaveOrNot<V, kCodes>(wide, wide_stride, odd0, odd1);
+      DotTokensWide<V, kTokens>(acc, odd0, odd1, x + 4);
+      codes += kBlockBytes;
+    }
+    wide += kBlockBytes;
+    x += kTokens * 8;
   }
 #pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) {
@@ -192,18 +268,42 @@ void HalfPanel(const HalfArgs& a) {
 
 template <class V, int kTokens>
 constexpr void SetW4Tiles(PanelKernels& k) {
-  k.w4_channel[kTokens] = &TileW4<V, false, kTokens>;
-  k.w4_group[kTokens] = &TileW4<V, true, kTokens>;
+  k.w4_channel[kTokens] = &TileW4<V, false, Codes::kPacked, kTokens>;
+  k.w4_group[kTokens] = &TileW4<V, true, Codes::kPacked, kTokens>;
   if constexpr (kTokens > 1) SetW4Tiles<V, kTokens - 1>(k);
+}
+template <class V, bool kGroup, int kTokens>
+constexpr void SetExpandedTiles(Expanded& way) {
+  if (way.tokens == 0) way.tokens = way.more_than = kTokens;
+  way.first[kTokens] = &TileW4<V, kGroup, Codes::kLeave, kTokens>;
+  way.next[kTokens] = &TileW4<V, kGroup, Codes::kFind, kTokens>;
+  if constexpr (kTokens > 1) SetExpandedTiles<V, kGroup, kTokens - 1>(way);
 }
 template <class V, int kTokens>
 constexpr void SetW8Tiles(PanelKernels& k) {
   k.w8[kTokens] = &TileW8<V, kTokens>;
   if constexpr (kTokens > 1) SetW8Tiles<V, kTokens - 1>(k);
 }
+template <class V, int kTokens>
+constexpr void SetWideTiles(Expanded& way) {
+  if (way.tokens == 0) way.tokens = kTokens;
+  way.more_than = 2 * way.tokens;  // the first tile is slow
+  way.code_bytes = 2;
+  way.first[kTokens] = &TileWide<V, Codes::kLeave, kTokens>;
+  way.next[kTokens] = &TileWide<V, Codes::kFind, kTokens>;
+  if constexpr (kTokens > 1) SetWideTiles<V, kTokens - 1>(way);
+}
 
-// The table of an instruction set, all tiles of up to kW4 and kW8 tokens.
-template <class V, class H, int kW4, int kW8>
+// 8-bit codes by way of int16, for an instruction set without an 8-bit dot product.
+template <class V, int kTokens>
+constexpr PanelKernels WithWideCodes(PanelKernels k) {
+  SetWideTiles<V, kTokens>(k.expanded_w8);
+  return k;
+}
+
+// The table of an instruction set, all tiles of up to kW4 and kW8 tokens, of up to kExpanded where
+// there are several.
+template <class V, class H, int kW4, int kExpanded, int kW8>
 constexpr PanelKernels MakePanelKernels() {
   PanelKernels k;
   k.unit_panels = 2 * V::kLanes / static_cast<int>(kPanelRows);
@@ -211,6 +311,8 @@ constexpr PanelKernels MakePanelKernels() {
   k.tokens_w8 = kW8;
   k.biased_w8 = V::kBiased8;
   SetW4Tiles<V, kW4>(k);
+  SetExpandedTiles<V, false, kExpanded>(k.expanded_w4_channel);
+  SetExpandedTiles<V, true, kExpanded>(k.expanded_w4_group);
   SetW8Tiles<V, kW8>(k);
   k.group_sums = &V::GroupSums;
   k.epilogue = &Epilogue<V>;
