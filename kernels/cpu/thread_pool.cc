@@ -5,22 +5,34 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
 #include "common/check.h"
+#include "kernels/cpu/thread_pause.h"
 
 namespace qserve::kernels::cpu {
 namespace {
 
-// About 20 microseconds of looking at a variable before sleeping on it.
-constexpr int kSpins = 2000;
+// How long a variable is looked at before sleeping on it: longer than what a step does on one
+// thread alone, since waking a thread costs more than most operations.
+constexpr std::chrono::microseconds kSpin{100};
+constexpr int kLooksPerClock = 64;  // the clock is dearer than a look
 
 template <class T>
 void WaitWhileEqual(const std::atomic<T>& value, T old) {
-  for (int spin = 0; spin < kSpins; ++spin) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    std::atomic_signal_fence(std::memory_order_seq_cst);
+  const auto look = [&] {
+    for (int i = 0; i < kLooksPerClock; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return true;
+      Pause();
+    }
+    return false;
+  };
+  if (look()) return;
+  const auto start = std::chrono::steady_clock::now();
+  while (std::chrono::steady_clock::now() - start < kSpin) {
+    if (look()) return;
   }
   while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
 }

@@ -22,7 +22,7 @@ class ThreadPool {
 
   // Calls body(begin, end, thread) for every non-empty range and returns when all are done. Ranges
   // start at multiples of `grain`. Not reentrant; one caller at a time. Waiting threads spin for
-  // some microseconds, then sleep.
+  // 100 microseconds, then sleep.
   void ParallelFor(int64_t count, int64_t grain,
                    const std::function<void(int64_t begin, int64_t end, int thread)>& body);
 
