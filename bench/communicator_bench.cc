@@ -3,14 +3,11 @@
 // call.
 //
 //   communicator_bench [RANKS]     default 2
-#include <condition_variable>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -20,41 +17,21 @@
 #include "common/clock.h"
 #include "kernels/device_factory.h"
 #include "worker/comm/gloo_communicator.h"
+#include "worker/comm/memory_store.h"
 #include "worker/comm/shared_memory_communicator.h"
 
 namespace qserve::bench {
 namespace {
 
 using worker::comm::Communicator;
-
-class Store final : public worker::group::KeyValueStore {
- public:
-  absl::Status Set(const std::string& key, const std::string& value) override {
-    const std::lock_guard lock(mutex_);
-    values_[key] = value;
-    changed_.notify_all();
-    return absl::OkStatus();
-  }
-  absl::StatusOr<std::string> Get(const std::string& key, Duration timeout) override {
-    std::unique_lock lock(mutex_);
-    if (!changed_.wait_for(lock, timeout, [&] { return values_.count(key) > 0; })) {
-      return absl::DeadlineExceededError("nobody set " + key);
-    }
-    return values_.at(key);
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::map<std::string, std::string> values_;
-};
+using worker::comm::MemoryStore;
 
 using Connect = std::function<absl::StatusOr<std::unique_ptr<Communicator>>(
-    int rank, Store& store, kernels::Backend& backend)>;
+    int rank, MemoryStore& store, kernels::Backend& backend)>;
 
 void Measure(const char* transport, int ranks, const Connect& connect) {
   constexpr int kWarmUp = 200, kCalls = 3000;
-  Store store;
+  MemoryStore store;
   std::vector<std::thread> threads;
   for (int rank = 0; rank < ranks; ++rank) {
     threads.emplace_back([&, rank] {

@@ -7,8 +7,8 @@
 #include <functional>
 #include <thread>
 
-#include "tests/unit/worker/comm/memory_store.h"
 #include "worker/comm/local_host_group.h"
+#include "worker/comm/memory_store.h"
 #include "worker/comm/tcp_host_group.h"
 #include "worker/comm/thread_host_group.h"
 #include "worker/group/hello.h"

@@ -14,7 +14,7 @@
 
 #include "tests/unit/worker/comm/fake_nccl.h"
 #include "tests/unit/worker/comm/host_memory_backend.h"
-#include "tests/unit/worker/comm/memory_store.h"
+#include "worker/comm/memory_store.h"
 #include "worker/comm/nccl_communicator.h"
 
 namespace qserve::worker::comm {

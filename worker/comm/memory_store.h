@@ -1,4 +1,5 @@
-// A key-value store between the threads of a test.
+// A key-value store between the threads of one process: tests and benchmarks whose ranks are
+// threads.
 #pragma once
 
 #include <condition_variable>
