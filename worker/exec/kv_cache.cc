@@ -99,22 +99,31 @@ std::vector<KvShape> KvCache::Shapes(const checkpoint::ModelConfig& config,
   return shapes;
 }
 
-absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend& backend,
-                                                         std::span<const KvShape> shapes,
-                                                         int32_t blocks) {
+std::unique_ptr<KvCache> KvCache::Empty(std::span<const KvShape> shapes, int32_t blocks) {
   QSERVE_CHECK(blocks > 0);
   std::unique_ptr<KvCache> cache(new KvCache);
   cache->blocks_ = blocks;
   cache->bytes_per_token_ = KvBytesPerToken(shapes);
+  return cache;
+}
+
+absl::StatusOr<void*> KvCache::Allocate(kernels::Backend& backend, int64_t page_bytes) {
+  ASSIGN_OR_RETURN(kernels::Buffer buffer,
+                   model::ToAbsl(backend.Allocate(page_bytes * blocks_, "kv cache")));
+  buffers_.push_back(std::move(buffer));
+  return buffers_.back().data();
+}
+
+absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend& backend,
+                                                         std::span<const KvShape> shapes,
+                                                         int32_t blocks) {
+  std::unique_ptr<KvCache> cache = Empty(shapes, blocks);
   int64_t page_bytes_of_all = 0;
   for (const KvShape& shape : shapes) {
     const int64_t page_bytes = kernels::KvPageBytes(shape);
     page_bytes_of_all += page_bytes;
-    ASSIGN_OR_RETURN(kernels::Buffer buffer,
-                     model::ToAbsl(backend.Allocate(page_bytes * blocks, "kv cache")));
-    cache->layers_.push_back(
-        {.shape = shape, .pages = {.pages = buffer.data(), .page_bytes = page_bytes}});
-    cache->buffers_.push_back(std::move(buffer));
+    ASSIGN_OR_RETURN(void* const pages, cache->Allocate(backend, page_bytes));
+    cache->layers_.push_back({.shape = shape, .pages = {.pages = pages, .page_bytes = page_bytes}});
   }
   // The promise of the format: nothing but codes, scales and minimums is stored.
   QSERVE_CHECK(page_bytes_of_all == cache->bytes_per_token_ * kernels::kKvPageTokens);
@@ -124,20 +133,14 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend& backe
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::CreateScratch(kernels::Backend& backend,
                                                                 std::span<const KvShape> shapes,
                                                                 int32_t blocks) {
-  QSERVE_CHECK(blocks > 0);
-  std::unique_ptr<KvCache> cache(new KvCache);
-  cache->blocks_ = blocks;
-  cache->bytes_per_token_ = KvBytesPerToken(shapes);
+  std::unique_ptr<KvCache> cache = Empty(shapes, blocks);
   int64_t largest = 0;
   for (const KvShape& shape : shapes) largest = std::max(largest, kernels::KvPageBytes(shape));
-  ASSIGN_OR_RETURN(kernels::Buffer buffer,
-                   model::ToAbsl(backend.Allocate(largest * blocks, "kv cache")));
+  ASSIGN_OR_RETURN(void* const pages, cache->Allocate(backend, largest));
   for (const KvShape& shape : shapes) {
     cache->layers_.push_back(
-        {.shape = shape,
-         .pages = {.pages = buffer.data(), .page_bytes = kernels::KvPageBytes(shape)}});
+        {.shape = shape, .pages = {.pages = pages, .page_bytes = kernels::KvPageBytes(shape)}});
   }
-  cache->buffers_.push_back(std::move(buffer));
   return cache;
 }
 

@@ -54,6 +54,11 @@ class KvCache {
 
  private:
   KvCache() = default;
+  // Without layers yet.
+  static std::unique_ptr<KvCache> Empty(std::span<const kernels::KvShape> shapes, int32_t blocks);
+  // Memory of all blocks' pages of this size, owned by the cache.
+  absl::StatusOr<void*> Allocate(kernels::Backend& backend, int64_t page_bytes);
+
   std::vector<kernels::Buffer> buffers_;
   std::vector<model::LayerKv> layers_;
   int32_t blocks_ = 0;
