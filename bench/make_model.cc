@@ -209,7 +209,8 @@ absl::Status MakeModel(const std::string& shape_name, const std::string& output,
                    ckpt::ParseModelConfig(shape.config_json, shape.generation_config_json));
   std::string config_json = shape.config_json;
   if (options.scheme != Scheme::kFloat) {
-    ASSIGN_OR_RETURN(config_json, quantizer::QoqConfigJson(shape.config_json, options.scheme));
+    ASSIGN_OR_RETURN(config_json, quantizer::QoqConfigJson(shape.config_json, options.scheme,
+                                                           /*kv_bits=*/4, /*lm_head_bits=*/0));
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<ckpt::OutputDirectory> directory,
                    ckpt::OutputDirectory::Create(output, ckpt::Durability::kCached));
