@@ -14,6 +14,7 @@ qserve_test(model_step_test
 qserve_test(model_memory_test
   SOURCES model_memory_test.cc
   DEPS fakes_random_model worker_exec LABELS integration)
+target_compile_definitions(model_memory_test PRIVATE QSERVE_SANITIZED=$<BOOL:${QSERVE_SANITIZE}>)
 # The model under the engine and its scheduler.
 qserve_test(engine_model_test
   SOURCES engine_model_test.cc

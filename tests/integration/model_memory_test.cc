@@ -16,11 +16,7 @@
 namespace qserve::tests {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
+constexpr bool kSanitized = QSERVE_SANITIZED;
 
 // Of this process, now.
 int64_t AnonymousBytes() {
