@@ -6,6 +6,7 @@
 
 #include "common/shutdown.h"
 #include "quantizer/evaluate/eval_command.h"
+#include "quantizer/import/import_command.h"
 #include "quantizer/quantize_command.h"
 
 namespace qserve::quantizer {
@@ -16,6 +17,7 @@ int Main(int argc, char** argv) {
   const ShutdownSignal signals([&](int) { interrupted = true; });
   const std::string_view command = argc > 1 ? argv[1] : "";
   if (command == "eval") return EvalCommand(argc - 1, argv + 1, interrupted);
+  if (command == "import") return ImportCommand(argc - 1, argv + 1, interrupted);
   return QuantizeCommand(argc, argv, interrupted);
 }
 

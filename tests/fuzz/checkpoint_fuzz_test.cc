@@ -3,10 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <fstream>
 #include <random>
+#include <span>
 #include <string>
 
 #include "tests/fuzz/checkpoint_targets.h"
+#include "worker/checkpoint/torch_file.h"
+#include "worker/checkpoint/zip_directory.h"
 
 namespace qserve::fuzz {
 namespace {
@@ -69,6 +73,29 @@ TEST(CheckpointFuzz, ModelConfig) {
   const std::string generation =
       R"({"eos_token_id":[3],"temperature":0.5,"top_p":0.9,"top_k":20,"do_sample":true})";
   RunMutations(config + std::string(1, '\0') + generation, FuzzModelConfig);
+}
+
+std::string ReadFixture(const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+TEST(CheckpointFuzz, TorchFile) {
+  const std::string file =
+      ReadFixture("tests/golden/import/deepcompressor-gchn-prescale.scale.bin");
+  ASSERT_TRUE(worker::checkpoint::ParseTorchFile(std::as_bytes(std::span(file))).ok());
+  RunMutations(file, FuzzTorchFile);
+}
+
+TEST(CheckpointFuzz, PickledState) {
+  const std::string file =
+      ReadFixture("tests/golden/import/deepcompressor-gchn-prescale.scale.bin");
+  const auto entries = worker::checkpoint::ReadZipDirectory(std::as_bytes(std::span(file)));
+  ASSERT_TRUE(entries.ok()) << entries.status();
+  for (const worker::checkpoint::ZipEntry& entry : *entries) {
+    if (entry.name.ends_with("data.pkl"))
+      RunMutations(file.substr(entry.begin, entry.size), FuzzPickledState);
+  }
 }
 
 TEST(CheckpointFuzz, PackedWeight) {

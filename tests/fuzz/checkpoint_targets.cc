@@ -9,7 +9,9 @@
 #include "kernels/quant/qserve_pack.h"
 #include "worker/checkpoint/generation_config.h"
 #include "worker/checkpoint/model_config.h"
+#include "worker/checkpoint/pickled_state.h"
 #include "worker/checkpoint/safetensors.h"
+#include "worker/checkpoint/torch_file.h"
 
 namespace qserve::fuzz {
 
@@ -49,6 +51,47 @@ void FuzzModelConfig(std::span<const uint8_t> bytes) {
   QSERVE_CHECK(static_cast<int64_t>(parsed->sliding_window.size()) == parsed->layers);
   QSERVE_CHECK(parsed->rope.theta >= 1.0 && parsed->rope.factor >= 1.0);
   for (const int32_t id : parsed->eos_token_ids) QSERVE_CHECK(id >= 0 && id < parsed->vocab_size);
+}
+
+namespace {
+
+// Every element of the view lies before `end`, and there are no more than that.
+void CheckView(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
+               int64_t begin, int64_t element, int64_t end) {
+  QSERVE_CHECK(shape.size() == strides.size());
+  int64_t last = begin, count = 1;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    QSERVE_CHECK(shape[i] >= 0 && strides[i] >= 0);
+    QSERVE_CHECK(!__builtin_mul_overflow(count, shape[i], &count));
+    if (shape[i] > 0) last += (shape[i] - 1) * strides[i] * element;
+  }
+  QSERVE_CHECK(begin >= 0 && (count == 0 || last + element <= end));
+  QSERVE_CHECK(count <= end);
+}
+
+}  // namespace
+
+void FuzzTorchFile(std::span<const uint8_t> bytes) {
+  const auto tensors = ckpt::ParseTorchFile(std::as_bytes(bytes));
+  if (!tensors.ok()) {
+    QSERVE_CHECK(!tensors.status().message().empty());
+    return;
+  }
+  for (const ckpt::TorchTensor& tensor : *tensors) {
+    CheckView(tensor.shape, tensor.strides, static_cast<int64_t>(tensor.begin),
+              ckpt::DtypeBytes(tensor.dtype), static_cast<int64_t>(bytes.size()));
+  }
+}
+
+void FuzzPickledState(std::span<const uint8_t> bytes) {
+  const auto tensors =
+      ckpt::ReadPickledState({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  if (!tensors.ok()) {
+    QSERVE_CHECK(!tensors.status().message().empty());
+    return;
+  }
+  for (const ckpt::PickledTensor& tensor : *tensors)
+    CheckView(tensor.shape, tensor.strides, tensor.offset, 1, tensor.storage_elements);
 }
 
 void FuzzPackedWeight(std::span<const uint8_t> bytes) {

@@ -41,7 +41,9 @@ absl::Status NoWeights(const std::string& directory) {
                        Exists(directory + "/pytorch_model.bin.index.json");
   return absl::NotFoundError(
       fmt::format("{} has neither model.safetensors nor model.safetensors.index.json{}", directory,
-                  pickled ? "; pytorch_model.bin is not read, convert it to safetensors" : ""));
+                  pickled ? "; pytorch_model.bin is not served: qserve-quantize import takes over "
+                            "quantized ones, others must be converted to safetensors"
+                          : ""));
 }
 
 }  // namespace
