@@ -295,9 +295,17 @@ TEST(GlooCommunicator, AnAbortReachesThePeersThatWaitForTheRank) {
   });
 }
 
-TEST(GlooCommunicator, APeerThatIsGoneIsAnErrorForEveryCollective) {
+// What every transport between processes says of a peer that does not answer.
+struct Silence {
+  const char* name;
+  Transport transport;
+  const char* message;
+};
+class CommunicatorLoss : public ::testing::TestWithParam<Silence> {};
+
+TEST_P(CommunicatorLoss, APeerThatIsGoneIsAnErrorForEveryCollective) {
   for (int call = 0; call < 3; ++call) {
-    Group group(Transport::kGloo, 2, std::chrono::hours(1));
+    Group group(GetParam().transport, 2, std::chrono::hours(1));
     group.RunAll([&](int r) {
       if (r == 1) return group.rank(1).communicator.reset();
       std::vector<float> data(64);
@@ -315,14 +323,20 @@ TEST(GlooCommunicator, APeerThatIsGoneIsAnErrorForEveryCollective) {
   }
 }
 
-TEST(GlooCommunicator, ASilentPeerIsAnErrorAfterTheTimeOut) {
-  Group group(Transport::kGloo, 2, std::chrono::milliseconds(300));
+TEST_P(CommunicatorLoss, ASilentPeerIsAnErrorAfterTheTimeOut) {
+  Group group(GetParam().transport, 2, std::chrono::milliseconds(300));
   std::vector<float> data(8);
   const kernels::Status status = group.rank(0).backend.Run(
       0, [&] { group.rank(0).communicator->AllReduceSumInPlace({data.data(), 1, 8, 8}); });
   EXPECT_EQ(status.code(), kernels::StatusCode::kDevice);
-  EXPECT_THAT(status.message(), HasSubstr("all-reduce"));
+  EXPECT_THAT(status.message(), HasSubstr(GetParam().message));
 }
+
+INSTANTIATE_TEST_SUITE_P(Processes, CommunicatorLoss,
+                         ::testing::Values(Silence{"Gloo", Transport::kGloo, "all-reduce"},
+                                           Silence{"SharedMemory", Transport::kShared,
+                                                   "rank 1 did not come in time"}),
+                         [](const auto& parameter) { return std::string(parameter.param.name); });
 
 TEST(GlooCommunicator, SaysWhoCouldNotConnect) {
   MemoryStore store;
@@ -335,34 +349,6 @@ TEST(GlooCommunicator, SaysWhoCouldNotConnect) {
   const auto made = CreateGlooCommunicator(options, &store, &backend);
   EXPECT_TRUE(absl::IsUnavailable(made.status())) << made.status();
   EXPECT_THAT(std::string(made.status().message()), HasSubstr("rank 1"));
-}
-
-TEST(SharedMemoryCommunicator, APeerThatIsGoneIsAnErrorForEveryCollective) {
-  for (int call = 0; call < 3; ++call) {
-    Group group(Transport::kShared, 2, std::chrono::hours(1));
-    group.RunAll([&](int r) {
-      if (r == 1) return group.rank(1).communicator.reset();
-      std::vector<float> data(64);
-      std::vector<int32_t> ids(4);
-      const kernels::Status status = group.rank(0).backend.Run(0, [&] {
-        Communicator& communicator = *group.rank(0).communicator;
-        if (call == 0) communicator.BroadcastIds(ids.data(), 4);
-        if (call == 1) communicator.AllReduceSumInPlace({data.data(), 1, 64, 64});
-        if (call == 2)
-          communicator.GatherColumns({data.data(), 1, 32, 32}, {data.data(), 1, 64, 64});
-      });
-      EXPECT_EQ(status.code(), kernels::StatusCode::kDevice) << call;
-    });
-  }
-}
-
-TEST(SharedMemoryCommunicator, ASilentPeerIsAnErrorAfterTheTimeOut) {
-  Group group(Transport::kShared, 2, std::chrono::milliseconds(300));
-  std::vector<float> data(8);
-  const kernels::Status status = group.rank(0).backend.Run(
-      0, [&] { group.rank(0).communicator->AllReduceSumInPlace({data.data(), 1, 8, 8}); });
-  EXPECT_EQ(status.code(), kernels::StatusCode::kDevice);
-  EXPECT_THAT(status.message(), HasSubstr("rank 1 did not come in time"));
 }
 
 TEST(SharedMemoryCommunicator, RanksThatCannotShareMemoryAllSaySo) {
