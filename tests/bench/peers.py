@@ -68,18 +68,27 @@ class Run:
         config, case = job.config, job.case
         record = {"shape": job.shape, "engine": config.engine, "config": config.name, "case": case.name(), "batch": case.batch,
                   "context": case.context, "output": case.output, "round": job.turn, "time": now(),
-                  "command": shlex.join(self.command(job)),
+                  "command": self.anonymous(shlex.join(self.command(job))),
                   **{key: found.get(key) for key in ("others", "seconds", "peak_rss", "peak_anonymous")}}
         if found["timed_out"]:
             return {**record, "absent": f"took more than {self.options.limit} s"}
         if found["rc"] != 0:
-            return {**record, "absent": f"ended with {found['rc']}: {found['stderr'].strip()[-300:]}"}
+            return {**record, "absent": f"ended with {found['rc']}: {self.anonymous(found['stderr'].strip()[-300:])}"}
         try:
             samples = engines.parse(config.engine, found["stdout"], case)
             about = engines.about(config.engine, found["stdout"], engines.shape_of(self.places, job.shape))
             return {**record, **about, "samples": samples}
         except (ValueError, KeyError) as error:
             return {**record, "absent": f"its output was not understood: {error}"}
+
+    def anonymous(self, text: str) -> str:
+        """Without this machine's folders: results are published."""
+        if self.options.prefix:
+            text = text.replace(self.options.prefix, "PREFIX")
+        for folder, name in ((HERE, "tests/bench"), (self.options.cache, "CACHE"), (self.options.qserve, "BIN"),
+                             (self.options.directory, "RESULTS"), (pathlib.Path.home(), "~")):
+            text = text.replace(str(folder), name)
+        return text
 
     def command(self, job: Job) -> list[str]:
         return engines.command(self.places, job.shape, job.config, job.case)
@@ -203,7 +212,7 @@ def describe(run: Run) -> None:
     """run.json, once for a directory; ceilings are measured then."""
     path = run.options.directory / "run.json"
     if not path.exists():
-        head = {"time": now(), "command": "tests/bench/peers.sh " + shlex.join(sys.argv[1:]), "machine": cpu(),
+        head = {"time": now(), "command": "tests/bench/peers.py " + run.anonymous(shlex.join(sys.argv[1:])), "machine": cpu(),
                 "threads": run.options.threads, "versions": versions(run.options.cache, run.options.qserve),
                 "ceilings": measure_ceilings(run)}
         path.write_text(json.dumps(head, indent=1) + "\n")
