@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -32,7 +33,9 @@ constexpr int kMaxThreads = 1024;
 constexpr int64_t kMaxSequence = int64_t{1} << 24;
 
 struct Flags {
-  std::string model, reference, text, settings, json, plot;
+  std::string model, reference, text, settings, json, plot, calibration;
+  std::vector<std::string> simulate;
+  double smoothquant_alpha = 0.5;
   int64_t max_tokens = 0, sequence_length = 0, stride = 0;
   bool no_layers = false;
   std::string quantize = "none", kv_cache_dtype = "auto", lm_head_dtype = "auto";
@@ -58,6 +61,9 @@ absl::StatusOr<EvalOptions> OptionsOf(const Flags& flags, const std::atomic<bool
                          .max_tokens = flags.max_tokens,
                          .sequence_length = flags.sequence_length,
                          .stride = flags.stride,
+                         .comparisons = flags.simulate,
+                         .calibration = flags.calibration,
+                         .smoothquant_alpha = flags.smoothquant_alpha,
                          .layers = !flags.no_layers,
                          .terminal = ::isatty(STDERR_FILENO) == 1,
                          .interrupted = &interrupted};
@@ -110,6 +116,13 @@ int EvalCommand(int argc, const char* const* argv, const std::atomic<bool>& inte
   options.Add("settings", flags.settings,
               "What to quantize, separated by commas: \"served\" as a worker does, or "
               "w{16,8,4}a{16,8}kv{16,8,4}; default: whatever the directories can have");
+  options
+      .Add("simulate", flags.simulate,
+           "Rows to compare with, simulated from full precision: w8a8 (SmoothQuant), w4a16 (AWQ)")
+      ->delimiter(',');
+  options.Add("calibration", flags.calibration, "Text that --simulate takes its statistics from");
+  options.Add("smoothquant-alpha", flags.smoothquant_alpha, "Of --simulate w8a8")
+      ->check(CLI::Range(0.0, 1.0));
   options.Add("json", flags.json,
               "Write the figures as JSON to this file; -: instead of the table");
   options.Add("plot", flags.plot, "Draw the report by layers into this SVG file");

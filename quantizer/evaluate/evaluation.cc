@@ -9,6 +9,7 @@
 
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "quantizer/evaluate/comparison.h"
 #include "quantizer/evaluate/text_tokens.h"
 #include "quantizer/progress.h"
 
@@ -20,6 +21,7 @@ namespace ckpt = worker::checkpoint;
 constexpr int64_t kDefaultLength = 2048;
 // Of the windows, for the report by layers: a ratio over tens of thousands of values needs no more.
 constexpr size_t kReportWindows = 2;
+constexpr int64_t kCalibrationTokens = 32768;
 
 struct Directories {
   std::unique_ptr<ckpt::Checkpoint> model;
@@ -83,7 +85,8 @@ class Evaluator {
   absl::StatusOr<Evaluation> Run();
 
  private:
-  absl::StatusOr<EvalRow> Measure(const Setting& setting);
+  absl::StatusOr<EvalRow> Measure(const Setting& setting, const Smoothing* smoothing = nullptr);
+  absl::Status Compare();
   absl::Status ReportLayers(const std::vector<Setting>& settings);
 
   const EvalOptions& options_;
@@ -121,13 +124,16 @@ absl::StatusOr<Evaluation> Evaluator::Run() {
     ASSIGN_OR_RETURN(EvalRow row, Measure(setting));
     result_.rows.push_back(std::move(row));
   }
+  if (!options_.comparisons.empty()) RETURN_IF_ERROR(Compare());
   if (options_.layers) RETURN_IF_ERROR(ReportLayers(settings));
   return std::move(result_);
 }
 
-absl::StatusOr<EvalRow> Evaluator::Measure(const Setting& setting) {
-  const ckpt::Checkpoint& source = directories_.Of(setting);
-  ASSIGN_OR_RETURN(const std::unique_ptr<Trial> trial, Trial::Create(source, setting, trial_));
+absl::StatusOr<EvalRow> Evaluator::Measure(const Setting& setting, const Smoothing* smoothing) {
+  const ckpt::Checkpoint& source =
+      smoothing != nullptr ? *directories_.full() : directories_.Of(setting);
+  ASSIGN_OR_RETURN(const std::unique_ptr<Trial> trial,
+                   Trial::Create(source, setting, trial_, smoothing));
   Progress progress(setting.name + ", windows:", result_.windows, options_.terminal);
   const auto step = [&](int64_t done, int64_t) { progress.Step(done); };
   ASSIGN_OR_RETURN(
@@ -151,6 +157,37 @@ absl::StatusOr<EvalRow> Evaluator::Measure(const Setting& setting) {
   return row;
 }
 
+// Rows of other ways to quantize.
+absl::Status Evaluator::Compare() {
+  const ckpt::Checkpoint* full = directories_.full();
+  if (full == nullptr)
+    return absl::InvalidArgumentError("comparisons need full-precision weights: --reference");
+  if (options_.calibration.empty())
+    return absl::InvalidArgumentError("comparisons need text for their statistics: --calibration");
+  ASSIGN_OR_RETURN(const std::vector<int32_t> text,
+                   ReadTokens(options_.calibration, options_.model, kCalibrationTokens));
+  const std::vector<Window> windows =
+      MakeWindows(std::ssize(text), trial_.max_tokens, trial_.max_tokens);
+  LOG_INFO("reading {} windows of calibration text", windows.size());
+  ASSIGN_OR_RETURN(const ModelStatistics statistics,
+                   CollectStatistics(*full, trial_, text, windows, options_.interrupted));
+  for (const std::string& name : options_.comparisons) {
+    const bool awq = name == "w4a16";
+    if (!awq && name != "w8a8") {
+      return absl::InvalidArgumentError(
+          fmt::format("\"{}\" is no comparison: w8a8 (SmoothQuant) or w4a16 (AWQ)", name));
+    }
+    ASSIGN_OR_RETURN(Setting setting, ParseSetting(awq ? "w4a16kv16" : "w8a8kv16"));
+    setting.name += awq ? "-awq" : "-smoothquant";
+    ASSIGN_OR_RETURN(
+        const Smoothing smoothing,
+        awq ? Awq(*full, statistics) : SmoothQuant(*full, statistics, options_.smoothquant_alpha));
+    ASSIGN_OR_RETURN(EvalRow row, Measure(setting, &smoothing));
+    result_.rows.push_back(std::move(row));
+  }
+  return absl::OkStatus();
+}
+
 // Of the last setting, which by default has everything quantized.
 absl::Status Evaluator::ReportLayers(const std::vector<Setting>& settings) {
   const Setting& setting = settings.back();
@@ -163,16 +200,17 @@ absl::Status Evaluator::ReportLayers(const std::vector<Setting>& settings) {
   const auto windows =
       std::span<const Window>(windows_).first(std::min(kReportWindows, windows_.size()));
   LOG_INFO("comparing the layers of {} with full precision", setting.name);
-  absl::StatusOr<std::vector<LayerError>> errors =
+  absl::StatusOr<LayerReport> report =
       CompareLayers({.reference = *full, .model = directories_.Of(setting), .setting = setting},
                     trial_, tokens_, windows, options_.interrupted);
-  if (absl::IsInvalidArgument(errors.status()) || absl::IsUnimplemented(errors.status())) {
-    result_.layers_reason = std::string(errors.status().message());
+  if (absl::IsInvalidArgument(report.status()) || absl::IsUnimplemented(report.status())) {
+    result_.layers_reason = std::string(report.status().message());
     return absl::OkStatus();
   }
-  RETURN_IF_ERROR(errors.status());
+  RETURN_IF_ERROR(report.status());
   result_.layers_setting = setting.name;
-  result_.layers = *std::move(errors);
+  result_.layers_aligned = report->aligned;
+  result_.layers = std::move(report->errors);
   return absl::OkStatus();
 }
 

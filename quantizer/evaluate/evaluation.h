@@ -20,9 +20,13 @@ struct EvalOptions {
   std::string model;
   std::string reference;  // full-precision directory, empty: none
   std::string text;
-  int64_t max_tokens = 0;         // 0: all
-  int64_t sequence_length = 0;    // 0: 2048, or what the model has
-  int64_t stride = 0;             // 0: sequence_length
+  int64_t max_tokens = 0;       // 0: all
+  int64_t sequence_length = 0;  // 0: 2048, or what the model has
+  int64_t stride = 0;           // 0: sequence_length
+  // Rows to compare with, in simulation from full precision: "w8a8" (SmoothQuant), "w4a16" (AWQ).
+  std::vector<std::string> comparisons;
+  std::string calibration;  // text for them
+  double smoothquant_alpha = 0.5;
   std::vector<Setting> settings;  // empty: those that the directories can have
   bool layers = true;             // report them, where there is full precision to compare with
   TrialOptions trial;             // max_tokens is set from the windows
@@ -50,8 +54,9 @@ struct Evaluation {
   int64_t sequence_length = 0;
   int64_t stride = 0;
   std::vector<EvalRow> rows;
-  std::string layers_setting;  // empty: no report by layers
-  std::string layers_reason;   // why there is none, if one was wanted
+  std::string layers_setting;   // empty: no report by layers
+  std::string layers_reason;    // why there is none, if one was wanted
+  bool layers_aligned = false;  // LayerReport::aligned
   std::vector<LayerError> layers;
 };
 

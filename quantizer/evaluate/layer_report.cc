@@ -5,15 +5,13 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <limits>
-#include <map>
+#include <memory>
+#include <optional>
 
 #include "common/check.h"
 #include "common/status_macros.h"
-#include "kernels/quant/half.h"
 #include "kernels/quant/kv_quant.h"
-#include "worker/checkpoint/model_layout.h"
+#include "quantizer/evaluate/signal_error.h"
 
 namespace qserve::quantizer {
 namespace {
@@ -23,29 +21,24 @@ using kernels::Matrix;
 using worker::model::LinearInput;
 
 constexpr int64_t kStepTokens = 256;
-constexpr int64_t kComparedEmbeddings = 64;
 
 // What a layer computes, in the order of the report.
 enum Signal { kQ, kK, kV, kKey, kValue, kO, kGate, kUp, kDown, kSignals };
 constexpr std::array<const char*, kSignals> kSignalNames = {
     "q_proj", "k_proj", "v_proj", "key", "value", "o_proj", "gate_proj", "up_proj", "down_proj"};
 
-struct Squares {
-  double signal = 0;
-  double error = 0;
-  double snr_db() const {
-    if (error == 0) return std::numeric_limits<double>::infinity();
-    return 10 * std::log10(signal / error);
-  }
-};
-
 // Where the outputs of a step go: kept from the reference, compared with those kept from the model.
 class Signals {
  public:
-  explicit Signals(int64_t layers) : kept_(layers * kSignals), squares_(layers * kSignals) {}
+  // How each signal is compared: `rotation` null, as it is.
+  Signals(const ckpt::ModelConfig& config, const Eigen::MatrixXd* rotation)
+      : kept_(static_cast<size_t>(config.layers) * kSignals) {
+    for (size_t i = 0; i < kept_.size(); ++i)
+      errors_.push_back(Measure(static_cast<Signal>(i % kSignals), config, rotation));
+  }
 
   void Compare(bool compare) { compare_ = compare; }
-  void Add(int64_t layer, Signal signal, std::vector<float> values) {
+  void Add(int64_t layer, Signal signal, int64_t rows, std::vector<float> values) {
     const auto index = static_cast<size_t>(layer * kSignals + signal);
     if (!compare_) {
       kept_[index] = std::move(values);
@@ -53,25 +46,30 @@ class Signals {
     }
     const std::vector<float> reference = std::move(kept_[index]);
     QSERVE_CHECK(reference.size() == values.size());
-    for (size_t i = 0; i < values.size(); ++i) {
-      const double difference = double{values[i]} - double{reference[i]};
-      squares_[index].signal += double{reference[i]} * double{reference[i]};
-      squares_[index].error += difference * difference;
-    }
+    const int64_t cols = std::ssize(values) / rows;
+    errors_[index]->Add({reference.data(), rows, cols, cols}, {values.data(), rows, cols, cols});
   }
   std::vector<LayerError> Errors() const {
     std::vector<LayerError> errors;
-    for (size_t i = 0; i < squares_.size(); ++i) {
+    for (size_t i = 0; i < errors_.size(); ++i) {
       errors.push_back(
-          {static_cast<int64_t>(i) / kSignals, kSignalNames[i % kSignals], squares_[i].snr_db()});
+          {static_cast<int64_t>(i) / kSignals, kSignalNames[i % kSignals], errors_[i]->snr_db()});
     }
     return errors;
   }
 
  private:
+  static std::unique_ptr<SignalError> Measure(Signal signal, const ckpt::ModelConfig& config,
+                                              const Eigen::MatrixXd* rotation) {
+    if (rotation == nullptr) return DirectError();
+    if (signal == kO || signal == kDown) return Turned(*rotation);
+    if (signal == kV || signal == kValue) return UpToHeadMaps(config.head_dim);
+    return UpToGains();
+  }
+
   bool compare_ = false;
   std::vector<std::vector<float>> kept_;
-  std::vector<Squares> squares_;
+  std::vector<std::unique_ptr<SignalError>> errors_;
 };
 
 std::vector<float> CopyColumns(const kernels::FloatMatrix& out, int64_t first, int64_t count) {
@@ -97,20 +95,21 @@ class Listener final : public worker::model::ActivationObserver {
     const int64_t kv = int64_t{config_.kv_heads} * config_.head_dim;
     switch (place.input) {
       case LinearInput::kQkv:
-        signals_.Add(place.layer, kQ, CopyColumns(out, 0, q));
-        signals_.Add(place.layer, kK, CopyColumns(out, q, kv));
-        signals_.Add(place.layer, kV, CopyColumns(out, q + kv, kv));
-        signals_.Add(place.layer, kValue, AsStored(place.layer, CopyColumns(out, q + kv, kv)));
+        signals_.Add(place.layer, kQ, out.rows, CopyColumns(out, 0, q));
+        signals_.Add(place.layer, kK, out.rows, CopyColumns(out, q, kv));
+        signals_.Add(place.layer, kV, out.rows, CopyColumns(out, q + kv, kv));
+        signals_.Add(place.layer, kValue, out.rows,
+                     AsStored(place.layer, CopyColumns(out, q + kv, kv)));
         break;
       case LinearInput::kO:
-        signals_.Add(place.layer, kO, CopyColumns(out, 0, out.cols));
+        signals_.Add(place.layer, kO, out.rows, CopyColumns(out, 0, out.cols));
         break;
       case LinearInput::kGateUp:
-        signals_.Add(place.layer, kGate, CopyColumns(out, 0, out.cols / 2));
-        signals_.Add(place.layer, kUp, CopyColumns(out, out.cols / 2, out.cols / 2));
+        signals_.Add(place.layer, kGate, out.rows, CopyColumns(out, 0, out.cols / 2));
+        signals_.Add(place.layer, kUp, out.rows, CopyColumns(out, out.cols / 2, out.cols / 2));
         break;
       case LinearInput::kDown:
-        signals_.Add(place.layer, kDown, CopyColumns(out, 0, out.cols));
+        signals_.Add(place.layer, kDown, out.rows, CopyColumns(out, 0, out.cols));
         break;
     }
   }
@@ -119,7 +118,7 @@ class Listener final : public worker::model::ActivationObserver {
   void OnRotated(int64_t layer, Matrix<const float>, Matrix<const float> k) override {
     std::vector<float> keys;
     for (int64_t r = 0; r < k.rows; ++r) keys.insert(keys.end(), k.row(r), k.row(r) + k.cols);
-    signals_.Add(layer, kKey, AsStored(layer, std::move(keys)));
+    signals_.Add(layer, kKey, k.rows, AsStored(layer, std::move(keys)));
   }
   void OnBlockOutput(int64_t, Matrix<const float>) override {}
 
@@ -136,16 +135,6 @@ class Listener final : public worker::model::ActivationObserver {
   std::vector<kernels::KvFormat> formats_;
 };
 
-absl::StatusOr<std::vector<float>> EmbeddingRows(const ckpt::Checkpoint& checkpoint) {
-  const ckpt::ModelConfig& config = checkpoint.config();
-  const int64_t rows = std::min(kComparedEmbeddings, config.vocab_size);
-  ASSIGN_OR_RETURN(const ckpt::FloatMatrix matrix,
-                   checkpoint.ReadRows(ckpt::kEmbeddingTensor, {0, rows}, config.hidden_size));
-  std::vector<float> values(static_cast<size_t>(rows * config.hidden_size));
-  kernels::WidenFloats(matrix.type, matrix.data.data(), std::ssize(values), values.data());
-  return values;
-}
-
 absl::Status CheckComparable(const ReportSource& source) {
   const ckpt::ModelConfig &a = source.reference.config(), &b = source.model.config();
   if (a.layers != b.layers || a.hidden_size != b.hidden_size || a.heads != b.heads ||
@@ -153,11 +142,7 @@ absl::Status CheckComparable(const ReportSource& source) {
       a.intermediate_size != b.intermediate_size) {
     return absl::InvalidArgumentError("the reference is a model of another shape");
   }
-  ASSIGN_OR_RETURN(const bool same, SameBasis(source.reference, source.model));
-  if (same) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      "the reference has other embeddings: the model was rotated, so that its layers compute the "
-      "same function in another basis");
+  return absl::OkStatus();
 }
 
 absl::Status RunWindow(Trial& trial, std::span<const int32_t> tokens, int64_t begin) {
@@ -167,30 +152,22 @@ absl::Status RunWindow(Trial& trial, std::span<const int32_t> tokens, int64_t be
 
 }  // namespace
 
-absl::StatusOr<bool> SameBasis(const ckpt::Checkpoint& a, const ckpt::Checkpoint& b) {
-  ASSIGN_OR_RETURN(const std::vector<float> first, EmbeddingRows(a));
-  ASSIGN_OR_RETURN(const std::vector<float> second, EmbeddingRows(b));
-  if (first.size() != second.size()) return false;
-  Squares squares;
-  for (size_t i = 0; i < first.size(); ++i) {
-    const double difference = double{second[i]} - double{first[i]};
-    squares.signal += double{first[i]} * double{first[i]};
-    squares.error += difference * difference;
-  }
-  constexpr double kRoundingDb = 40;  // bf16 against fp16 is beyond 50
-  return squares.snr_db() > kRoundingDb;
-}
-
-absl::StatusOr<std::vector<LayerError>> CompareLayers(const ReportSource& source,
-                                                      const TrialOptions& options,
-                                                      std::span<const int32_t> tokens,
-                                                      std::span<const Window> windows,
-                                                      const std::atomic<bool>* interrupted) {
+absl::StatusOr<LayerReport> CompareLayers(const ReportSource& source, const TrialOptions& options,
+                                          std::span<const int32_t> tokens,
+                                          std::span<const Window> windows,
+                                          const std::atomic<bool>* interrupted) {
   if (source.setting.served && options.device != "cpu")
     return absl::UnimplementedError("layers can be compared on the CPU only");
   RETURN_IF_ERROR(CheckComparable(source));
   const ckpt::ModelConfig& config = source.model.config();
-  Signals signals(config.layers);
+  std::optional<Eigen::MatrixXd> rotation;
+  if (&source.reference != &source.model) {
+    ASSIGN_OR_RETURN(rotation, FindRotation(source.reference, source.model));
+    if (!rotation)
+      return absl::InvalidArgumentError(
+          "the embeddings of the reference are those of another model");
+  }
+  Signals signals(config, rotation ? &*rotation : nullptr);
   Listener reference_listener(config, signals), model_listener(config, signals);
   ASSIGN_OR_RETURN(const Setting full, ParseSetting("w16a16kv16"));
   ASSIGN_OR_RETURN(const std::unique_ptr<Trial> reference,
@@ -216,7 +193,7 @@ absl::StatusOr<std::vector<LayerError>> CompareLayers(const ReportSource& source
       RETURN_IF_ERROR(RunWindow(*model, sequence, begin));
     }
   }
-  return signals.Errors();
+  return LayerReport{.aligned = rotation.has_value(), .errors = signals.Errors()};
 }
 
 }  // namespace qserve::quantizer

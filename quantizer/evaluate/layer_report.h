@@ -29,17 +29,18 @@ struct ReportSource {
   Setting setting;  // of the model
 };
 
-// In order of the layers and of the linears within them. InvalidArgument where the two are not the
-// same function in the same basis (see SameBasis); Unimplemented on a device other than a CPU.
-absl::StatusOr<std::vector<LayerError>> CompareLayers(const ReportSource& source,
-                                                      const TrialOptions& options,
-                                                      std::span<const int32_t> tokens,
-                                                      std::span<const Window> windows,
-                                                      const std::atomic<bool>* interrupted);
+struct LayerReport {
+  // Between two directories errors are up to the changes by which a quantizer leaves the function
+  // as it is (outputs of o_proj and down_proj turned as the embeddings are, a map of each value
+  // head, a factor of every other channel).
+  bool aligned = false;
+  std::vector<LayerError> errors;  // in order of the layers and of the linears within them
+};
 
-// Rotating the residual stream changes what nearly every linear computes, though not the model's
-// function: layers can be compared only between directories whose embeddings agree.
-absl::StatusOr<bool> SameBasis(const worker::checkpoint::Checkpoint& a,
-                               const worker::checkpoint::Checkpoint& b);
+// InvalidArgument where the two are not the same model; Unimplemented on a device other than a CPU.
+absl::StatusOr<LayerReport> CompareLayers(const ReportSource& source, const TrialOptions& options,
+                                          std::span<const int32_t> tokens,
+                                          std::span<const Window> windows,
+                                          const std::atomic<bool>* interrupted);
 
 }  // namespace qserve::quantizer

@@ -17,8 +17,9 @@ size_t WidestName(const Evaluation& evaluation) {
 }
 
 std::string LayerTable(const Evaluation& evaluation) {
-  std::string text = fmt::format("\nsignal to error by layer, {} against full precision (dB)\n",
-                                 evaluation.layers_setting);
+  std::string text = fmt::format("\nsignal to error by layer, {} against full precision{} (dB)\n",
+                                 evaluation.layers_setting,
+                                 evaluation.layers_aligned ? ", up to rotation and smoothing" : "");
   text += "layer";
   for (const LayerError& error : evaluation.layers) {
     if (error.layer == 0) text += fmt::format(" {:>9}", error.what);
@@ -71,6 +72,7 @@ std::string JsonReport(const Evaluation& evaluation) {
   }
   if (!evaluation.layers.empty()) {
     json["layers_setting"] = evaluation.layers_setting;
+    json["layers_aligned"] = evaluation.layers_aligned;
     json["layers"] = nlohmann::ordered_json::array();
     for (const LayerError& error : evaluation.layers) {
       nlohmann::ordered_json entry = {{"layer", error.layer}, {"what", error.what}};

@@ -24,7 +24,7 @@ using ::qserve::testing::WriteTextFile;
 
 constexpr const char* kSmallModel = R"({"architectures": ["LlamaForCausalLM"], "hidden_size": 128,
   "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-  "num_key_value_heads": 2, "vocab_size": 96, "max_position_embeddings": 512})";
+  "num_key_value_heads": 2, "vocab_size": 256, "max_position_embeddings": 512})";
 constexpr const char* kDemoModel = "deploy/demo-model";
 
 class EvaluateTest : public ::testing::Test {
@@ -58,7 +58,7 @@ class EvaluateTest : public ::testing::Test {
 
 std::vector<int32_t> SomeTokens(int count) {
   std::vector<int32_t> tokens;
-  for (int i = 0; i < count; ++i) tokens.push_back((i * i + 7 * i) % 96);
+  for (int i = 0; i < count; ++i) tokens.push_back((i * i + 7 * i) % 256);
   return tokens;
 }
 
@@ -126,10 +126,10 @@ TEST_F(EvaluateTest, SurpriseIsThatOfTheLogits) {
     const std::vector<float> logits = Logits(*trial, part);
     for (int64_t i = window.scored; i < window.size; ++i) {
       double sum = 0;
-      for (int64_t id = 0; id < 96; ++id)
-        sum += std::exp(double{logits[static_cast<size_t>((i - 1) * 96 + id)]});
+      for (int64_t id = 0; id < 256; ++id)
+        sum += std::exp(double{logits[static_cast<size_t>((i - 1) * 256 + id)]});
       expected.push_back(std::log(sum) -
-                         logits[static_cast<size_t>((i - 1) * 96 + part[static_cast<size_t>(i)])]);
+                         logits[static_cast<size_t>((i - 1) * 256 + part[static_cast<size_t>(i)])]);
     }
   }
   ASSERT_EQ(result->surprise.size(), expected.size());
@@ -231,10 +231,11 @@ TEST_F(EvaluateTest, LayersAreComparedOneByOne) {
   const ReportSource source = {*model_, *model_, *ParseSetting("w16a16kv4")};
   TrialOptions options;
   options.max_tokens = 300;
-  const auto errors = CompareLayers(source, options, tokens, windows, nullptr);
-  ASSERT_TRUE(errors.ok()) << errors.status();
-  ASSERT_EQ(errors->size(), 2u * 9);
-  for (const LayerError& error : *errors) {
+  const auto report = CompareLayers(source, options, tokens, windows, nullptr);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_FALSE(report->aligned);
+  ASSERT_EQ(report->errors.size(), 2u * 9);
+  for (const LayerError& error : report->errors) {
     const bool stored = error.what == "key" || error.what == "value";
     const bool before_attention = error.what.size() == 6 && error.what[0] != 'o';  // q, k, v
     if (error.layer == 0 && before_attention) {
@@ -246,17 +247,17 @@ TEST_F(EvaluateTest, LayersAreComparedOneByOne) {
   }
 }
 
-TEST_F(EvaluateTest, LayersOfAnotherBasisAreNotCompared) {
+TEST_F(EvaluateTest, LayersOfAnotherModelAreNotCompared) {
   ::qserve::testing::TemporaryDirectory other;
   fakes::RandomModelOptions options;
   options.seed = 2;
   ASSERT_TRUE(fakes::WriteRandomModel(other / "model", kSmallModel, options).ok());
-  const auto rotated = ckpt::Checkpoint::Open(other / "model");
-  ASSERT_TRUE(rotated.ok());
-  const ReportSource source = {*model_, **rotated, *ParseSetting("w16a16kv4")};
+  const auto stranger = ckpt::Checkpoint::Open(other / "model");
+  ASSERT_TRUE(stranger.ok());
+  const ReportSource source = {*model_, **stranger, *ParseSetting("w16a16kv4")};
   ExpectError(CompareLayers(source, {.max_tokens = 8}, SomeTokens(8), MakeWindows(8, 8, 8), nullptr)
                   .status(),
-              absl::StatusCode::kInvalidArgument, "another basis");
+              absl::StatusCode::kInvalidArgument, "another model");
 }
 
 TEST(Text, OfJsonLinesIsJoined) {
@@ -300,6 +301,26 @@ TEST(Evaluation, OfTheDemoModelHasATableAndLayers) {
   EXPECT_EQ(result->rows[1].head, "int8");
   EXPECT_EQ(result->layers_setting, "served");
   EXPECT_EQ(result->layers.size(), 6u * 9);
+}
+
+TEST(Evaluation, ComparesWithOtherWaysToQuantize) {
+  EvalOptions options = DemoOptions("w16a16kv16,w8a8kv16,w4a16kv16");
+  options.comparisons = {"w8a8", "w4a16"};
+  options.layers = false;
+  ExpectError(Evaluate(options).status(), absl::StatusCode::kInvalidArgument, "--calibration");
+  ::qserve::testing::TemporaryDirectory directory;
+  WriteTextFile(directory / "text",
+                "The function returns a list of values, or None if there is none.");
+  options.calibration = directory / "text";
+  const auto result = Evaluate(options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_EQ(result->rows.size(), 5u);
+  EXPECT_EQ(result->rows[3].setting.name, "w8a8kv16-smoothquant");
+  EXPECT_EQ(result->rows[4].setting.name, "w4a16kv16-awq");
+  EXPECT_LT(std::abs(result->rows[3].delta_percent), 2);
+  EXPECT_LT(std::abs(result->rows[4].delta_percent), 6);
+  EXPECT_NE(result->rows[3].perplexity, result->rows[1].perplexity);
+  EXPECT_NE(result->rows[4].perplexity, result->rows[2].perplexity);
 }
 
 TEST(Evaluation, RefusesWhatTheDirectoriesCannotHave) {
