@@ -56,20 +56,29 @@ absl::Status LayerQuantizer::Calibrate(const BlockWeights& block, Streams& strea
   ASSIGN_OR_RETURN(rounded_, runner_->Load(block, KvFormatOf(settings_.kv_bits)));
   RETURN_IF_ERROR(QuantizeStage(Stage::kQkv, block, streams, to));
   RETURN_IF_ERROR(QuantizeStage(Stage::kO, block, streams, to));
-  for (size_t w = 0; w < streams.exact.size(); ++w) {
-    RETURN_IF_ERROR(runner_->AddAttention(exact_, streams.exact[w]));
-    RETURN_IF_ERROR(runner_->AddAttention(rounded_, streams.rounded[w]));
-  }
+  for (MatrixF& hidden : streams.rounded) RETURN_IF_ERROR(runner_->AddAttention(rounded_, hidden));
   RETURN_IF_ERROR(QuantizeStage(Stage::kGateUp, block, streams, to));
   RETURN_IF_ERROR(QuantizeStage(Stage::kDown, block, streams, to));
-  for (size_t w = 0; w < streams.exact.size(); ++w) {
-    RETURN_IF_ERROR(runner_->AddFeedForward(exact_, streams.exact[w]));
-    RETURN_IF_ERROR(runner_->AddFeedForward(rounded_, streams.rounded[w]));
-  }
+  for (MatrixF& hidden : streams.rounded)
+    RETURN_IF_ERROR(runner_->AddFeedForward(rounded_, hidden));
   return absl::OkStatus();
 }
 
-absl::StatusOr<InputMoments> LayerQuantizer::Collect(Stage stage, const Streams& streams) {
+// What the stage's linear reads in full precision. Behind o and down the exact stream goes on at
+// once: its block does not change any more, and its input is needed only here.
+absl::StatusOr<MatrixF> LayerQuantizer::ExactInput(Stage stage, MatrixF& hidden) {
+  MatrixF x;
+  if (stage == Stage::kO) {
+    RETURN_IF_ERROR(runner_->AddAttention(exact_, hidden, &x));
+  } else if (stage == Stage::kDown) {
+    RETURN_IF_ERROR(runner_->AddFeedForward(exact_, hidden, &x));
+  } else {
+    return runner_->Input(exact_, stage, hidden);
+  }
+  return x;
+}
+
+absl::StatusOr<InputMoments> LayerQuantizer::Collect(Stage stage, Streams& streams) {
   kernels::Backend& backend = runner_->backend();
   InputMoments sum;
   double tokens = 0;
@@ -78,8 +87,8 @@ absl::StatusOr<InputMoments> LayerQuantizer::Collect(Stage stage, const Streams&
     ASSIGN_OR_RETURN(MatrixF x, runner_->Input(rounded_, stage, streams.rounded[w]));
     if (settings_.int8_inputs) calibration::SimulateInt8(x);
     RETURN_IF_ERROR(calibration::AddGram(backend, x, x, sum.moments));
+    ASSIGN_OR_RETURN(MatrixF exact, ExactInput(stage, streams.exact[w]));
     if (settings_.correct_inputs > 0) {
-      ASSIGN_OR_RETURN(MatrixF exact, runner_->Input(exact_, stage, streams.exact[w]));
       exact -= x;
       RETURN_IF_ERROR(calibration::AddGram(backend, exact, x, sum.inputs));
     }
@@ -99,8 +108,8 @@ absl::StatusOr<MatrixF> LayerQuantizer::Corrected(const MatrixF& weights,
   return solve::Correct(weights, change, input.moments, settings_.correction_damping);
 }
 
-absl::Status LayerQuantizer::QuantizeStage(Stage stage, const BlockWeights& block,
-                                           const Streams& streams, RoundedBlock& to) {
+absl::Status LayerQuantizer::QuantizeStage(Stage stage, const BlockWeights& block, Streams& streams,
+                                           RoundedBlock& to) {
   InputMoments input;
   if (runner_ != nullptr) {
     ASSIGN_OR_RETURN(input, Collect(stage, streams));

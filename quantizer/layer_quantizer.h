@@ -47,9 +47,10 @@ class LayerQuantizer {
   absl::StatusOr<RoundedBlock> Quantize(BlockWeights block, Streams& streams);
 
  private:
-  absl::Status QuantizeStage(calibration::Stage stage, const BlockWeights& block,
-                             const Streams& streams, RoundedBlock& to);
-  absl::StatusOr<InputMoments> Collect(calibration::Stage stage, const Streams& streams);
+  absl::Status QuantizeStage(calibration::Stage stage, const BlockWeights& block, Streams& streams,
+                             RoundedBlock& to);
+  absl::StatusOr<InputMoments> Collect(calibration::Stage stage, Streams& streams);
+  absl::StatusOr<MatrixF> ExactInput(calibration::Stage stage, MatrixF& hidden);
   absl::StatusOr<MatrixF> Corrected(const MatrixF& weights, const InputMoments& input) const;
   absl::Status Calibrate(const BlockWeights& block, Streams& streams, RoundedBlock& to);
 

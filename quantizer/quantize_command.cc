@@ -17,8 +17,10 @@
 #include "common/status_macros.h"
 #include "quantizer/evaluate/text_tokens.h"
 #include "quantizer/knobs.h"
+#include "quantizer/known_models.h"
 #include "quantizer/pipeline.h"
 #include "quantizer/recipe.h"
+#include "worker/checkpoint/model_config.h"
 
 namespace qserve::quantizer {
 namespace {
@@ -50,6 +52,10 @@ absl::Status Run(const Flags& flags, const std::atomic<bool>& interrupted) {
   options.interrupted = &interrupted;
   ASSIGN_OR_RETURN(const Recipe* recipe, FindRecipe(flags.recipe));
   options.settings = recipe->settings;
+  ASSIGN_OR_RETURN(const auto config, worker::checkpoint::ReadModelConfig(flags.model));
+  const auto published = PublishedSmoothing(config, recipe->settings.solve.scheme);
+  if (published && recipe->settings.transform.rotate)
+    options.settings.transform.down_proj = *published;
   for (const auto& [name, text] : flags.knobs) {
     if (!text.empty()) RETURN_IF_ERROR(SetKnob(name, text, options.settings));
   }

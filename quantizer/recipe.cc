@@ -22,8 +22,10 @@ constexpr Settings RoundToNearest(Scheme scheme) {
   return settings;
 }
 
+// What helps: docs/ACCURACY.md.
 constexpr Settings Qoq(Scheme scheme) {
   Settings settings;
+  settings.transform.attention.search = true;
   settings.solve.scheme = scheme;
   return settings;
 }

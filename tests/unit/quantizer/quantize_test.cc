@@ -14,6 +14,7 @@
 
 #include "kernels/quant/half.h"
 #include "quantizer/knobs.h"
+#include "quantizer/known_models.h"
 #include "quantizer/pipeline.h"
 #include "quantizer/recipe.h"
 #include "tests/fakes/random_model.h"
@@ -286,6 +287,7 @@ class CalibratedTest : public QuantizeTest {
     options_.model = model();
     options_.output = output();
     options_.settings = (*FindRecipe("qoq-g128"))->settings;
+    options_.settings.transform.attention.steps = 3;
     options_.settings.windows = {.samples = 3, .length = 32, .seed = 1};
     for (int32_t i = 0; i < 150; ++i) options_.calibration.push_back(i * i * 7 % 61);
   }
@@ -364,6 +366,23 @@ TEST_F(CalibratedTest, RefusesWhatCannotWork) {
   ExpectError(QuantizeModel(options_), absl::StatusCode::kInvalidArgument,
               "model.layers.2.mlp.down_proj: weight (127, 255) is not finite");
   ExpectNothingWritten();
+}
+
+TEST(PublishedSmoothing, IsFoundBySizes) {
+  ckpt::ModelConfig config;
+  config.hidden_size = 4096;
+  config.layers = 32;
+  config.intermediate_size = 14336;
+  config.vocab_size = 128256;
+  config.max_position_embeddings = 8192;
+  const auto llama3 = PublishedSmoothing(config, ckpt::Scheme::kQoqGroup128);
+  ASSERT_TRUE(llama3.has_value());
+  EXPECT_TRUE(llama3->enabled);
+  EXPECT_EQ(llama3->alpha, 0.3);
+  EXPECT_EQ(llama3->beta, 0.7);
+  EXPECT_EQ(PublishedSmoothing(config, ckpt::Scheme::kQoqPerChannel)->alpha, 0.1);
+  config.layers = 33;
+  EXPECT_FALSE(PublishedSmoothing(config, ckpt::Scheme::kQoqGroup128).has_value());
 }
 
 // Every switch by its name: a value that it has, and one that it has not.
