@@ -2,8 +2,8 @@
 //
 // 4-bit codes: one maddubs gives sums of two products, at most 2 * 15 * 127 = 3810; eight of them
 // fit int16 (30480), so that widening (and with it the group scale, as the other factor of madd) is
-// paid once for 32 columns. 8-bit codes: |w| x sign(x, w), at most 2 * 127 * 127 = 32258, widened
-// at once.
+// paid once for 32 columns. 8-bit codes of few tokens: |w| x sign(x, w), at most 2 * 127 * 127 =
+// 32258, widened at once; of many: as int16, against x as int16.
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/linear_lanes_avx2.h"
 

@@ -10,8 +10,9 @@
 //   4 b + j kW4Group128 also: group scales [panel][groups][16] bytes, offsets [panel][groups / 2
 //   rounded up][16 rows][2] int16 kHalfFixedOrder: [panel][16 rows][k padded to 16] fp16, row after
 //   row
-// x is packed at each call into tiles of up to `tokens` rows: [tile][kp / 4][rows of the tile][4
-// bytes].
+// x is packed at each call: [96 tokens][block of columns][tile of tokens][columns / 4][tokens of
+// the tile][4 bytes], so that tiles which are multiplied one after another lie so; as int16, four
+// columns in the order 0, 2, 1, 3, for codes that were widened.
 #pragma once
 
 #include <cstdint>
