@@ -1,9 +1,13 @@
 // Speed of attention and of the smaller floating-point operations on the shapes of real models.
 // Decode is given as a fraction of the memory bandwidth that this machine shows in the same run;
-// prefill and sampling as work per second. Caches of keys and values are cycled through enough
-// layers that none comes from a processor cache, as in a model.
+// prefill and sampling as work per second; all attention as a fraction of the peak of fp32
+// multiply-adds, which is what it is made of, too. Caches of keys and values are cycled through
+// enough layers that none comes from a processor cache, as in a model.
 //
 //   attention_bench [--isa NAME] [--threads N] [--seconds PER_ROW] [--only SUBSTRING]
+//
+// --only takes the rows whose beginning, blanks single ("8b int4 seqs 1 rows 1 context 1024"),
+// contains the substring.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -14,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include "bench/float_peak.h"
 #include "bench/machine_peaks.h"
 #include "kernels/device_factory.h"
 
@@ -46,6 +51,23 @@ struct Load {
 };
 constexpr Load kLoads[] = {{1, 1, 128},  {1, 1, 1024},  {1, 1, 4096},  {8, 1, 128},   {8, 1, 1024},
                            {8, 1, 4096}, {32, 1, 1024}, {1, 512, 512}, {1, 512, 4096}};
+
+const char* FormatName(KvFormat format) {
+  if (format == KvFormat::kInt4) return "int4";
+  return format == KvFormat::kInt8 ? "int8" : "fp16";
+}
+
+std::string Label(const Model& model, KvFormat format, const Load& load) {
+  return std::string(model.name) + " " + FormatName(format) + " seqs " +
+         std::to_string(load.sequences) + " rows " + std::to_string(load.rows) + " context " +
+         std::to_string(load.context);
+}
+
+// Of this machine, in this run.
+struct Ceilings {
+  double bandwidth;  // GB/s
+  double gflops;     // 0: not known for this instruction set
+};
 
 class Cache {
  public:
@@ -101,7 +123,7 @@ double BestSeconds(double seconds, const std::function<void()>& call) {
 }
 
 void MeasureAttention(kernels::Backend& backend, const Model& model, KvFormat format,
-                      const Load& load, double bandwidth, const Options& options) {
+                      const Load& load, const Ceilings& ceilings, const Options& options) {
   const kernels::KvShape shape{format, model.kv_heads, model.head_dim};
   const int64_t rows = load.rows * load.sequences, cols = int64_t{model.heads} * model.head_dim;
   Cache cache(backend, shape, load);
@@ -119,13 +141,10 @@ void MeasureAttention(kernels::Backend& backend, const Model& model, KvFormat fo
                       static_cast<double>(load.rows - 1) / 2;  // positions per row
   const double gflop = 4e-9 * static_cast<double>(rows * cols) * seen;
   const double gbs = cache.BytesRead() * 1e-9 / best;
-  const char* name = format == KvFormat::kInt4   ? "int4"
-                     : format == KvFormat::kInt8 ? "int8"
-                                                 : "fp16";
-  std::printf(
-      "%-7s %s  seqs %-3lld rows %-4lld context %-5lld %9.3f ms %7.2f GB/s %5.1f %% %8.1f GFLOPS\n",
-      model.name, name, static_cast<long long>(load.sequences), static_cast<long long>(load.rows),
-      static_cast<long long>(load.context), best * 1e3, gbs, 100 * gbs / bandwidth, gflop / best);
+  const double ceiling = ceilings.gflops > 0 ? 100 / ceilings.gflops : 0;
+  std::printf("%-40s %9.3f ms %7.2f GB/s %5.1f %% %8.1f GFLOPS %5.1f %%\n",
+              Label(model, format, load).c_str(), best * 1e3, gbs, 100 * gbs / ceilings.bandwidth,
+              gflop / best, ceiling * gflop / best);
   std::fflush(stdout);
 }
 
@@ -211,9 +230,11 @@ int Main(int argc, char** argv) {
   auto backend =
       kernels::CreateBackend({.device = "cpu", .threads = options.threads, .cpu_isa = options.isa});
   if (!backend.ok()) return std::fprintf(stderr, "%s\n", backend.status().message().c_str()), 1;
-  const double bandwidth = MeasureBandwidth(**backend, options.threads);
-  std::printf("%s, %s: read bandwidth %.1f GB/s\n", (*backend)->info().name.c_str(),
-              (*backend)->info().isa.c_str(), bandwidth);
+  const std::string& isa = (*backend)->info().isa;
+  const Ceilings ceilings{MeasureBandwidth(**backend, options.threads),
+                          IntegerPeak(FloatPeakLoop(isa), options.threads, 20)};
+  std::printf("%s, %s: read bandwidth %.1f GB/s, fp32 multiply-adds %.1f GFLOPS\n",
+              (*backend)->info().name.c_str(), isa.c_str(), ceilings.bandwidth, ceilings.gflops);
   const auto wanted = [&](const std::string& name) {
     return name.find(options.only) != std::string::npos;
   };
@@ -221,8 +242,8 @@ int Main(int argc, char** argv) {
     for (const KvFormat format : {KvFormat::kInt4, KvFormat::kInt8, KvFormat::kF16}) {
       for (const Load& load : kLoads) {
         if (format != KvFormat::kInt4 && load.context != 1024) continue;
-        if (wanted(model.name))
-          MeasureAttention(**backend, model, format, load, bandwidth, options);
+        if (wanted(Label(model, format, load)))
+          MeasureAttention(**backend, model, format, load, ceilings, options);
       }
     }
   }

@@ -3,21 +3,22 @@
 // who computes a chunk changes, how it is cut and merged does not.
 //
 // An item is a block of consecutive rows of one sequence and one kv head with all its query heads.
-// It normally runs as one unit, which walks the chunks in order and merges as it goes. An item that
-// costs more than half of a thread's fair share (few long sequences) is cut into one unit per
-// chunk; their parts are kept and merged in order afterwards.
+// Items lie side by side on a line of cost that is dealt out to the threads in equal shares. An
+// item within a share runs as one unit, which walks the chunks in order and merges as it goes. One
+// that a share ends inside of (a long sequence lies in many shares) is cut into one unit per chunk;
+// their parts are kept and merged in order afterwards.
 #include <algorithm>
 #include <vector>
 
 #include "kernels/cpu/float_run.h"
 #include "kernels/cpu/kv_page.h"
-#include "kernels/cpu/math.h"
 #include "kernels/cpu/workspace.h"
 
 namespace qserve::kernels::cpu {
 namespace {
 
 constexpr int64_t kQueriesOfItem = 48;  // rows are taken together until they make this many queries
+constexpr int64_t kCutsOfShare = 32;    // shares may differ by this part without a cut
 
 struct Item {
   const SequenceSpan* sequence;
@@ -25,6 +26,7 @@ struct Item {
   int64_t rows;
   int kv_head;
   int64_t first_chunk, end_chunk;
+  int64_t cost = 0;
   float* parts = nullptr;  // [chunks][queries * (head_dim + 2)] if it is cut
 };
 
@@ -32,13 +34,6 @@ struct Unit {
   int64_t item;
   int64_t chunk;  // or -1: all
   int64_t cost;
-};
-
-// Results of one item, over all chunks so far or over one.
-struct Part {
-  float* max;
-  float* sum;
-  float* out;
 };
 
 // One thread's memory.
@@ -49,7 +44,7 @@ struct Scratch {
   int32_t* last;
   float* scores;
   float* parameters;
-  float* decoded;
+  float* offsets;
   float* part;
   float* total;
 };
@@ -86,15 +81,28 @@ class AttentionRun {
   }
 
  private:
+  struct Range {
+    int64_t first, last;
+  };
+
   int64_t Queries(const Item& item) const { return item.rows * group_; }
   int64_t PartFloats(const Item& item) const { return Queries(item) * (dim_ + 2); }
-  Part PartAt(float* memory, int64_t queries) const {
+  AttentionPart PartAt(float* memory, int64_t queries) const {
     return {memory, memory + queries, memory + 2 * queries};
   }
   int64_t FirstSeen(int64_t position) const {
     return args_.sliding_window > 0 ? std::max<int64_t>(0, position - args_.sliding_window + 1) : 0;
   }
-  int64_t Cost(const Item& item, int64_t chunks) const { return chunks * (4 + Queries(item)); }
+  // Of an item's chunk: its positions times the queries, and one more for reading them.
+  int64_t Cost(const Item& item, int64_t chunk) const {
+    const Range oldest = Seen(item, 0, chunk), newest = Seen(item, item.rows - 1, chunk);
+    return (newest.last - oldest.first) * (Queries(item) + 1);
+  }
+  int64_t Cost(const Item& item) const {
+    int64_t cost = 0;
+    for (int64_t c = item.first_chunk; c < item.end_chunk; ++c) cost += Cost(item, c);
+    return cost;
+  }
 
   void MakeItems() {
     const int64_t block = std::max<int64_t>(1, kQueriesOfItem / group_);
@@ -117,23 +125,35 @@ class AttentionRun {
   }
 
   void MakeUnits() {
-    int64_t total = 0;
-    for (const Item& item : items_) total += Cost(item, item.end_chunk - item.first_chunk);
-    const int64_t half_share = total / (2 * int64_t{context_.pool.size()});
+    total_cost_ = 0;
+    for (Item& item : items_) total_cost_ += item.cost = Cost(item);
+    int64_t before = 0;
     for (int64_t i = 0; i < std::ssize(items_); ++i) {
       Item& item = items_[static_cast<size_t>(i)];
-      const int64_t chunks = item.end_chunk - item.first_chunk;
-      const bool cut = context_.pool.size() > 1 && chunks > 1 && Cost(item, chunks) > half_share;
+      const bool cut = item.end_chunk - item.first_chunk > 1 && ShareEndsInside(before, item.cost);
+      before += item.cost;
       if (!cut) {
-        units_.push_back({i, -1, Cost(item, chunks)});
+        units_.push_back({i, -1, item.cost});
         continue;
       }
-      shared_floats_ += chunks * PartFloats(item);
+      shared_floats_ += (item.end_chunk - item.first_chunk) * PartFloats(item);
       item.parts = &cut_mark_;  // its place is known once the block is reserved
       for (int64_t c = item.first_chunk; c < item.end_chunk; ++c)
-        units_.push_back({i, c, Cost(item, 1)});
+        units_.push_back({i, c, Cost(item, c)});
     }
     if (args_.out.f32 == nullptr) shared_floats_ += args_.out.rows * args_.out.cols;
+  }
+
+  // Whether a share ends in [before, before + cost), by more than a cut is worth away from its
+  // ends.
+  bool ShareEndsInside(int64_t before, int64_t cost) const {
+    const int64_t threads = context_.pool.size();
+    const int64_t margin = total_cost_ / (threads * kCutsOfShare);
+    const int64_t first = before + margin, last = before + cost - margin;
+    if (first >= last) return false;
+    // The first share that ends behind `first`.
+    const int64_t share = first * threads / total_cost_ + 1;
+    return share < threads && share * total_cost_ / threads < last;
   }
 
   float* Reserve() {
@@ -144,15 +164,14 @@ class AttentionRun {
 
   // Thread t takes the units whose middle falls into its share of the cost.
   void RunUnits() {
-    int64_t total = 0;
-    for (const Unit& unit : units_) total += unit.cost;
     const int64_t threads = context_.pool.size();
     std::vector<int64_t> start(static_cast<size_t>(threads) + 1, std::ssize(units_));
     int64_t before = 0, thread = 0;
     start[0] = 0;
     for (int64_t u = 0; u < std::ssize(units_); ++u) {
       const int64_t cost = units_[static_cast<size_t>(u)].cost;
-      const int64_t owner = std::min(threads - 1, (2 * before + cost) * threads / (2 * total));
+      const int64_t owner =
+          std::min(threads - 1, (2 * before + cost) * threads / (2 * total_cost_));
       while (thread < owner) start[static_cast<size_t>(++thread)] = u;
       before += cost;
     }
@@ -170,8 +189,7 @@ class AttentionRun {
     const int64_t q = (most_queries_ + 15) / 16 * 16;
     const int64_t part = q * (dim_ + 2);
     constexpr int64_t kChunk = kAttentionChunkTokens;
-    const int64_t floats =
-        q * dim_ + q + 2 * q + q * kChunk + 4 * kChunk + kChunk * 16 + q + 2 * part;
+    const int64_t floats = q * dim_ + q + 2 * q + q * kChunk + 4 * kChunk + q + 2 * part;
     auto* p = static_cast<float*>(
         context_.workspace.PerThread(thread, static_cast<size_t>(floats) * sizeof(float)));
     const auto take = [&p](int64_t count) {
@@ -183,7 +201,7 @@ class AttentionRun {
     s.x = take(q * dim_);
     s.scores = take(q * kChunk);
     s.parameters = take(4 * kChunk);
-    s.decoded = take(kChunk * 16 + q);
+    s.offsets = take(q);
     s.part = take(part);
     s.total = take(part);
     s.x_sum = take(q);
@@ -233,8 +251,8 @@ class AttentionRun {
       RunChunk(item, unit.chunk, next_item, next_chunk, scratch, PartAt(memory, queries));
       return;
     }
-    const Part total = PartAt(scratch.total, queries);
-    const Part part = PartAt(scratch.part, queries);
+    const AttentionPart total = PartAt(scratch.total, queries);
+    const AttentionPart part = PartAt(scratch.part, queries);
     for (int64_t c = item.first_chunk; c < item.end_chunk; ++c) {
       const bool more = c + 1 < item.end_chunk;
       RunChunk(item, c, more ? &item : next_item, more ? c + 1 : next_chunk, scratch,
@@ -246,9 +264,6 @@ class AttentionRun {
 
   // Positions of chunk c that row `row` of the item sees, relative to the chunk; empty if first >=
   // last.
-  struct Range {
-    int64_t first, last;
-  };
   Range Seen(const Item& item, int64_t row, int64_t chunk) const {
     const int64_t position = item.sequence->first_position + item.first_row + row;
     const int64_t start = chunk * kAttentionChunkTokens;
@@ -257,7 +272,7 @@ class AttentionRun {
   }
 
   void RunChunk(const Item& item, int64_t c, const Item* next_item, int64_t next_chunk,
-                const Scratch& scratch, const Part& result) {
+                const Scratch& scratch, const AttentionPart& result) {
     const int64_t queries = Queries(item);
     AttentionChunk chunk{.format = args_.kv.format,
                          .head_dim = dim_,
@@ -268,7 +283,7 @@ class AttentionRun {
                          .last = scratch.last,
                          .scores = scratch.scores,
                          .parameters = scratch.parameters,
-                         .decoded = scratch.decoded,
+                         .offsets = scratch.offsets,
                          .max = result.max,
                          .sum = result.sum,
                          .out = result.out};
@@ -284,30 +299,32 @@ class AttentionRun {
     kernels_.attention_chunk(chunk);
   }
 
-  // Adds chunk c to the total, query by query. Queries that see nothing of it, or had seen nothing
-  // before, are copied or left.
-  void Merge(const Item& item, int64_t c, const Part& total, const Part& part) const {
-    for (int64_t q = 0; q < Queries(item); ++q) {
-      const Range seen = Seen(item, q / group_, c);
-      if (seen.first >= seen.last) continue;
-      float* out = total.out + q * dim_;
-      const float* added = part.out + q * dim_;
-      const Range earliest = Seen(item, q / group_, c - 1);  // what is seen is contiguous
-      if (earliest.first >= earliest.last) {
-        total.max[q] = part.max[q];
-        total.sum[q] = part.sum[q];
-        std::copy_n(added, dim_, out);
-        continue;
+  // Adds chunk c to the total. Queries that see nothing of it, or had seen nothing before, are left
+  // or copied.
+  void Merge(const Item& item, int64_t c, const AttentionPart& total,
+             const AttentionPart& part) const {
+    const int64_t queries = Queries(item);
+    for (int64_t first = 0; first < queries; first += AttentionMerge::kQueries) {
+      const int64_t count = std::min<int64_t>(AttentionMerge::kQueries, queries - first);
+      AttentionMerge merge{.queries = static_cast<int>(count),
+                           .head_dim = dim_,
+                           .total = From(total, first),
+                           .part = From(part, first)};
+      for (int64_t q = 0; q < count; ++q) {
+        const int64_t row = (first + q) / group_;
+        const Range seen = Seen(item, row, c), earlier = Seen(item, row, c - 1);
+        const bool none_before = earlier.first >= earlier.last;  // what is seen is contiguous
+        if (seen.first < seen.last)
+          merge.how[q] = none_before ? AttentionMerge::kCopy : AttentionMerge::kAdd;
       }
-      const float max = Max(total.max[q], part.max[q]);
-      const float a = Exp(total.max[q] - max), b = Exp(part.max[q] - max);
-      total.max[q] = max;
-      total.sum[q] = std::fma(total.sum[q], a, part.sum[q] * b);
-      kernels_.merge(out, a, added, b, dim_);
+      kernels_.merge(merge);
     }
   }
+  AttentionPart From(const AttentionPart& part, int64_t query) const {
+    return {part.max + query, part.sum + query, part.out + query * dim_};
+  }
 
-  void Finish(const Item& item, const Part& total) const {
+  void Finish(const Item& item, const AttentionPart& total) const {
     for (int64_t q = 0; q < Queries(item); ++q) {
       float* out = OutRow(item, q / group_) + q % group_ * dim_;
       kernels_.multiply(total.out + q * dim_, 1.0f / total.sum[q], dim_, out);
@@ -322,7 +339,7 @@ class AttentionRun {
     context_.pool.ParallelFor(std::ssize(cut), 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const Item& item = *cut[static_cast<size_t>(i)];
-        const Part total = PartAt(item.parts, Queries(item));
+        const AttentionPart total = PartAt(item.parts, Queries(item));
         for (int64_t c = item.first_chunk + 1; c < item.end_chunk; ++c) {
           Merge(item, c, total,
                 PartAt(item.parts + (c - item.first_chunk) * PartFloats(item), Queries(item)));
@@ -350,6 +367,7 @@ class AttentionRun {
   std::vector<Item> items_;
   std::vector<Unit> units_;
   int64_t most_queries_ = 0;
+  int64_t total_cost_ = 0;
   int64_t shared_floats_ = 0;
   float cut_mark_ = 0;
   float* out_ = nullptr;

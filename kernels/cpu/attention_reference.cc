@@ -4,10 +4,13 @@
 //
 // For one row and head, q scaled first (x = q * scale), X = sum of x over 16 lanes, and for every
 // chunk of 256 absolute positions with visible ones:
-//   score[t]  = fma(key_scale[t], sum_c x[c] * code[t][c], key_min[t] * X)   (a chain of fma over c
-//   in order; plain sum for fp formats) m = max score;  p[t] = exp(score[t] - m);  l = sum p[t]
-//   over lanes t % 16 o[c] = sum_t (p[t] * value_scale[t]) * code[t][c]  (a chain of fma over t in
-//   order)  + 0 + sum_t p[t] * value_min[t] over lanes
+//   score[t] = fma(key_scale[t], sum_c x[c] * code[t][c], key_min[t] * X)   (a chain of fma over c
+//     in order; plain sum for fp formats)
+//   m = max score;  p[t] = exp(score[t] - m);  l = sum p[t] over lanes t % 16
+//   o[c] = sum_t (p[t] * value_scale[t]) * code[t][c]  (a chain of fma over t in order)  + 0
+//     + sum_t p[t] * value_min[t] over lanes
+// Both chains take an int4 code times its place (kv_page.h) and their sums are multiplied by the
+// inverse: powers of two, so that only a result beyond the range of floats would show it.
 // Chunks are merged in order: M' = max(M, m), a = exp(M - M'), b = exp(m - M'), L' = fma(L, a, l *
 // b), O' = fma(O, a, o * b). The result is O * (1 / L).
 #include <algorithm>
@@ -48,10 +51,12 @@ float Score(const HeadView& view, const float* x, float x_sum, int64_t position)
   const uint8_t* head = view.Page(position);
   const int slot = static_cast<int>(position % kKvPageTokens);
   float dot = 0;
+  const auto place = static_cast<float>(KvPlace(format, slot));
   for (int c = 0; c < dim; ++c) {
-    const uint8_t* block = head + view.layout.KeyBlock(slot / kKvBlock, c, dim);
-    dot = std::fma(x[c], LoadCode(format, block, slot % kKvBlock), dot);
+    const float code = LoadCode(format, head + view.layout.KeyRow(c), kKvPageTokens, slot);
+    dot = std::fma(x[c], code * place, dot);
   }
+  dot *= 1.0f / place;
   if (!KvQuantized(format)) return dot;
   return std::fma(LoadParameter(head, view.layout, 0, slot), dot,
                   LoadParameter(head, view.layout, 1, slot) * x_sum);
@@ -59,7 +64,8 @@ float Score(const HeadView& view, const float* x, float x_sum, int64_t position)
 
 // Positions [begin, end), all of one chunk.
 Partial Chunk(const HeadView& view, const float* x, float x_sum, int64_t begin, int64_t end) {
-  const bool quantized = KvQuantized(view.args.kv.format);
+  const KvFormat format = view.args.kv.format;
+  const bool quantized = KvQuantized(format);
   const int dim = view.args.kv.head_dim;
   float scores[kAttentionChunkTokens];
   Partial chunk;
@@ -80,16 +86,19 @@ Partial Chunk(const HeadView& view, const float* x, float x_sum, int64_t begin, 
       weight = p * LoadParameter(head, view.layout, 2, slot);
     }
     for (int c = 0; c < dim; ++c) {
-      const uint8_t* block = head + view.layout.ValueBlock(c / kKvBlock, slot);
-      const float code = LoadCode(view.args.kv.format, block, c % kKvBlock);
-      chunk.out[c] = std::fma(weight, code, chunk.out[c]);
+      const float code = LoadCode(format, head + view.layout.ValueRow(slot), dim, c);
+      const auto place = static_cast<float>(KvPlace(format, c));
+      chunk.out[c] = std::fma(weight, code * place, chunk.out[c]);
     }
   }
   chunk.sum = sum.Total();
   const float offset = quantized ? minimum_sum.Total() : 0.0f;
   // + 0 makes -0 into 0: adding positions of weight 0, as blocks of rows do, must not show even
   // there.
-  for (int c = 0; c < dim; ++c) chunk.out[c] = (chunk.out[c] + 0.0f) + offset;
+  for (int c = 0; c < dim; ++c) {
+    const auto place = static_cast<float>(KvPlace(format, c));
+    chunk.out[c] = (chunk.out[c] * (1.0f / place) + 0.0f) + offset;
+  }
   return chunk;
 }
 

@@ -36,10 +36,29 @@ struct AttentionChunk {
       {};  // of the chunk that will be asked for next, to be fetched ahead; may be null
   float* scores = nullptr;      // scratch [queries][256]
   float* parameters = nullptr;  // scratch [4][256]
-  float* decoded = nullptr;     // scratch [256][16], then [queries]
+  float* offsets = nullptr;     // scratch [queries]
   float* max = nullptr;         // results [queries]; meaningless for queries that see nothing
   float* sum = nullptr;
   float* out = nullptr;  // [queries][head_dim]
+};
+
+// Results of some queries over some positions: the largest score, the sum of exp(score - max), and
+// the values weighed by these, [queries][head_dim].
+struct AttentionPart {
+  float* max = nullptr;
+  float* sum = nullptr;
+  float* out = nullptr;
+};
+
+// Adds the next chunk's part to a running total, at most 16 queries at once.
+struct AttentionMerge {
+  static constexpr int kQueries = 16;
+  enum How : uint8_t { kLeave, kCopy, kAdd };
+  int queries = 0;
+  int head_dim = 0;
+  How how[kQueries] = {};
+  AttentionPart total;
+  AttentionPart part;
 };
 
 struct FloatKernels {
@@ -57,8 +76,7 @@ struct FloatKernels {
   // out = q * scale; returns the sum over lanes.
   float (*scale_query)(const float* q, float scale, int n, float* out);
   void (*attention_chunk)(const AttentionChunk& chunk);
-  // total = total * a + part * b, element by element.
-  void (*merge)(float* total, float a, const float* part, float b, int n);
+  void (*merge)(const AttentionMerge& merge);
   void (*multiply)(const float* x, float factor, int n, float* out);
   SamplePasses sample;
 };

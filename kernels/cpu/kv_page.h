@@ -3,12 +3,15 @@
 //
 // A page holds 64 positions. Per kv head, one after another: key codes, value codes, then
 // (quantized formats) 64 fp16 each of key scales, key minimums, value scales, value minimums. Codes
-// come in blocks of 16, one block per vector register:
-//   keys:   [64 / 16 groups of positions][head_dim][16 positions]   (a dot product runs over
-//   head_dim, 16 positions at once) values: [head_dim / 16 groups of channels][64 positions][16
-//   channels]   (an output runs over positions, 16 channels at once)
-// A block of int4 is 8 bytes: byte j holds element j in its low half and element j + 8 in its high
-// half. int8: 16 bytes; fp16: 32; fp32: 64, in order.
+// come in rows, so that a product runs over rows and its sums stand side by side in lanes:
+//   keys:   [head_dim] rows of 64 positions
+//   values: [64 positions] rows of head_dim channels
+// int8, fp16 and fp32 rows are in order. An int4 row is cut into panels of 64 codes and, where
+// head_dim is no multiple of 64, a last one of 32. A panel is eight little-endian words of 32 bits
+// (16 in a panel of 32); code i of it stands in word i % 8, in bit 4 (i / 8) and up. So one load
+// and one mask give eight neighbouring codes, without a shift, each times 16^(i / 8 % 4): its
+// place. Products are sums of codes times their place and are multiplied by the inverse, a power of
+// two, at the end.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +20,7 @@
 
 namespace qserve::kernels::cpu {
 
-inline constexpr int kKvBlock = 16;
+inline constexpr int kKvPanel = 64;  // codes
 
 // Always inlined: they are called from translation units with flags of their own, whose copies
 // nobody else may run.
@@ -38,25 +41,41 @@ inline constexpr int kKvBlock = 16;
   return format == KvFormat::kInt4 || format == KvFormat::kInt8;
 }
 
+// Where code `i` of an int4 row of `length` codes stands.
+struct KvNibble {
+  int byte;
+  int shift;  // 0 or 4
+
+  [[gnu::always_inline]] constexpr KvNibble(int i, int length) : byte(0), shift(i / 8 % 2 * 4) {
+    const int panel = i / kKvPanel * kKvPanel;
+    const int word_bytes = length - panel >= kKvPanel ? 4 : 2;
+    byte = panel / 2 + i % 8 * word_bytes + (i - panel) / 16;
+  }
+};
+
+// What code `i` of a row is multiplied by where it is read.
+[[gnu::always_inline]] constexpr int KvPlace(KvFormat format, int i) {
+  return format == KvFormat::kInt4 ? 1 << (4 * (i / 8 % 4)) : 1;
+}
+
 // Byte offsets within one kv head's part of a page.
 struct KvPageLayout {
-  int64_t block_bytes;  // of 16 codes
-  int64_t values;       // keys are at 0
-  int64_t key_scales;   // then key minimums, value scales, value minimums, 128 bytes each
+  int64_t key_row;     // bytes of one
+  int64_t value_row;   // bytes of one
+  int64_t values;      // keys are at 0
+  int64_t key_scales;  // then key minimums, value scales, value minimums, 128 bytes each
   int64_t head_bytes;
 
   [[gnu::always_inline]] constexpr KvPageLayout(KvFormat format, int head_dim)
-      : block_bytes(kKvBlock * KvBits(format) / 8),
-        values(int64_t{kKvPageTokens} * head_dim * KvBits(format) / 8),
+      : key_row(kKvPageTokens * KvBits(format) / 8),
+        value_row(int64_t{head_dim} * KvBits(format) / 8),
+        values(head_dim * key_row),
         key_scales(2 * values),
         head_bytes(2 * values + (KvQuantized(format) ? 4 * kKvPageTokens * 2 : 0)) {}
 
-  [[gnu::always_inline]] constexpr int64_t KeyBlock(int position_group, int channel,
-                                                    int head_dim) const {
-    return (int64_t{position_group} * head_dim + channel) * block_bytes;
-  }
-  [[gnu::always_inline]] constexpr int64_t ValueBlock(int channel_group, int position) const {
-    return values + (int64_t{channel_group} * kKvPageTokens + position) * block_bytes;
+  [[gnu::always_inline]] constexpr int64_t KeyRow(int channel) const { return channel * key_row; }
+  [[gnu::always_inline]] constexpr int64_t ValueRow(int position) const {
+    return values + position * value_row;
   }
 };
 

@@ -9,47 +9,48 @@
 
 namespace qserve::kernels::cpu::reference {
 
-// Element `lane` of the block at `block`; a code for quantized formats.
-inline float LoadCode(KvFormat format, const uint8_t* block, int lane) {
+// Element `i` of a row of `length`; a code for quantized formats.
+inline float LoadCode(KvFormat format, const uint8_t* row, int length, int i) {
   switch (format) {
     case KvFormat::kInt4: {
-      const int byte = block[lane % 8];
-      return static_cast<float>(lane < 8 ? byte & 15 : byte >> 4);
+      const KvNibble place(i, length);
+      return static_cast<float>((row[place.byte] >> place.shift) & 15);
     }
     case KvFormat::kInt8:
-      return static_cast<float>(block[lane]);
+      return static_cast<float>(row[i]);
     case KvFormat::kF16: {
       uint16_t half = 0;
-      std::memcpy(&half, block + 2 * lane, 2);
+      std::memcpy(&half, row + 2 * i, 2);
       return HalfToFloat(half);
     }
     case KvFormat::kF32: {
       float value = 0;
-      std::memcpy(&value, block + 4 * lane, 4);
+      std::memcpy(&value, row + 4 * i, 4);
       return value;
     }
   }
   return 0;
 }
 
-inline void StoreCode(KvFormat format, uint8_t* block, int lane, float value) {
+inline void StoreCode(KvFormat format, uint8_t* row, int length, int i, float value) {
   switch (format) {
     case KvFormat::kInt4: {
-      const int code = static_cast<int>(value);
-      uint8_t& byte = block[lane % 8];
-      byte = static_cast<uint8_t>(lane < 8 ? (byte & 0xf0) | code : (byte & 0x0f) | (code << 4));
+      const KvNibble place(i, length);
+      uint8_t& byte = row[place.byte];
+      byte = static_cast<uint8_t>((byte & (0xf0 >> place.shift)) |
+                                  (static_cast<int>(value) << place.shift));
       return;
     }
     case KvFormat::kInt8:
-      block[lane] = static_cast<uint8_t>(value);
+      row[i] = static_cast<uint8_t>(value);
       return;
     case KvFormat::kF16: {
       const uint16_t half = FloatToHalf(value);
-      std::memcpy(block + 2 * lane, &half, 2);
+      std::memcpy(row + 2 * i, &half, 2);
       return;
     }
     case KvFormat::kF32:
-      std::memcpy(block + 4 * lane, &value, 4);
+      std::memcpy(row + 4 * i, &value, 4);
       return;
   }
 }

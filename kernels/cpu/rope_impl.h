@@ -57,14 +57,12 @@ const float* PrepareKv(KvFormat format, const float* x, int n, uint8_t* head, in
   return codes;
 }
 
-// A key is one element of each of head_dim blocks.
+// A key is one element of each of head_dim rows.
 template <class V>
 void StoreKey(KvFormat format, const float* x, int n, uint8_t* head, int slot) {
   float codes[kLargestHeadDim];
   const float* values = PrepareKv<V>(format, x, n, head, 0, slot, codes);
   const KvPageLayout layout(format, n);
-  const int lane = slot % kKvBlock;
-  uint8_t* block = head + layout.KeyBlock(slot / kKvBlock, 0, n);
   alignas(64) uint8_t narrow[kLargestHeadDim * 2];
   const int width = KvBits(format) / 8;  // 0 for int4
   for (int i = 0; i < n; i += 16) {
@@ -72,44 +70,54 @@ void StoreKey(KvFormat format, const float* x, int n, uint8_t* head, int slot) {
     if (width <= 1) V::StoreBytes(narrow + i, V::Load(values + i));
   }
   if (format == KvFormat::kInt4) {
-    const int shift = lane < 8 ? 0 : 4;
-    uint8_t* byte = block + lane % 8;
-    for (int i = 0; i < n; ++i, byte += 8) {
-      *byte = static_cast<uint8_t>((*byte & (0xf0 >> shift)) | (narrow[i] << shift));
+    const KvNibble place(slot, kKvPageTokens);
+    uint8_t* byte = head + place.byte;
+    for (int i = 0; i < n; ++i, byte += layout.key_row) {
+      *byte = static_cast<uint8_t>((*byte & (0xf0 >> place.shift)) | (narrow[i] << place.shift));
     }
     return;
   }
   const auto* source = format == KvFormat::kF32 ? reinterpret_cast<const uint8_t*>(values) : narrow;
-  for (int i = 0; i < n; ++i) {
-    for (int b = 0; b < width; ++b)
-      block[i * layout.block_bytes + lane * width + b] = source[i * width + b];
+  uint8_t* element = head + slot * width;
+  for (int i = 0; i < n; ++i, element += layout.key_row) {
+    for (int b = 0; b < width; ++b) element[b] = source[i * width + b];
   }
 }
 
-// A value is one block of each of head_dim / 16 groups.
+// `codes` one per byte, as many as a panel holds. kWordBytes of each of its eight words: 4, or 2 in
+// a panel of 32.
+template <class V, int kWordBytes>
+void StoreNibblePanel(const uint8_t* codes, uint8_t* panel) {
+  for (int word = 0; word < 8; ++word) {
+    for (int b = 0; b < kWordBytes; ++b) {
+      panel[word * kWordBytes + b] =
+          static_cast<uint8_t>(codes[16 * b + word] | (codes[16 * b + 8 + word] << 4));
+    }
+  }
+}
+
+// A value is a row.
 template <class V>
 void StoreValue(KvFormat format, const float* x, int n, uint8_t* head, int slot) {
   float codes[kLargestHeadDim];
   const float* values = PrepareKv<V>(format, x, n, head, 2, slot, codes);
-  const KvPageLayout layout(format, n);
-  for (int i = 0; i < n; i += 16) {
-    uint8_t* block = head + layout.ValueBlock(i / kKvBlock, slot);
-    const auto v = V::Load(values + i);
-    switch (format) {
-      case KvFormat::kInt4:
-        V::StoreNibbles(block, v);
-        break;
-      case KvFormat::kInt8:
-        V::StoreBytes(block, v);
-        break;
-      case KvFormat::kF16:
-        V::StoreHalf(block, v);
-        break;
-      case KvFormat::kF32:
-        V::Store(reinterpret_cast<float*>(block), v);
-        break;
-    }
+  uint8_t* row = head + KvPageLayout(format, n).ValueRow(slot);
+  if (format == KvFormat::kF32) {
+    for (int i = 0; i < n; i += 16)
+      V::Store(reinterpret_cast<float*>(row) + i, V::Load(values + i));
+    return;
   }
+  if (format == KvFormat::kF16) {
+    for (int i = 0; i < n; i += 16) V::StoreHalf(row + 2 * i, V::Load(values + i));
+    return;
+  }
+  alignas(64) uint8_t narrow[kLargestHeadDim];
+  uint8_t* bytes = format == KvFormat::kInt8 ? row : narrow;
+  for (int i = 0; i < n; i += 16) V::StoreBytes(bytes + i, V::Load(values + i));
+  if (format == KvFormat::kInt8) return;
+  int i = 0;
+  for (; i + kKvPanel <= n; i += kKvPanel) StoreNibblePanel<V, 4>(narrow + i, row + i / 2);
+  if (i < n) StoreNibblePanel<V, 2>(narrow + i, row + i / 2);
 }
 
 }  // namespace qserve::kernels::cpu

@@ -42,10 +42,9 @@ void StoreVector(const KvShape& kv, const float* x, uint8_t* head, int position,
   for (int c = 0; c < kv.head_dim; ++c) {
     const float value = levels > 0 ? static_cast<float>(codes[c]) : x[c];
     if (is_value) {
-      StoreCode(kv.format, head + layout.ValueBlock(c / kKvBlock, position), c % kKvBlock, value);
+      StoreCode(kv.format, head + layout.ValueRow(position), kv.head_dim, c, value);
     } else {
-      StoreCode(kv.format, head + layout.KeyBlock(position / kKvBlock, c, kv.head_dim),
-                position % kKvBlock, value);
+      StoreCode(kv.format, head + layout.KeyRow(c), kKvPageTokens, position, value);
     }
   }
 }

@@ -19,10 +19,6 @@
 namespace qserve::kernels::cpu::emulated {
 
 struct Vec16 {
-  static constexpr int kMaxQueries = 6;  // of one pass of attention
-  static constexpr int Groups(int queries) {
-    return queries <= 2 ? 4 / queries : 1;
-  }  // of 16 lanes, beside them
   struct F {
     float v[16];
   };
@@ -126,6 +122,9 @@ struct Vec16 {
   static F Keep(M mask, F a) {  // 0 elsewhere
     return Each([&](int i) { return mask.v[i] ? a.v[i] : 0.0f; });
   }
+  static F KeepUnlessLess(F x, F limit, F a) {  // 0 where x < limit
+    return Each([&](int i) { return x.v[i] < limit.v[i] ? 0.0f : a.v[i]; });
+  }
 
   // Lanes i and i + 8, then i + 4, i + 2, i + 1.
   static float Total(F a) {
@@ -191,21 +190,55 @@ struct Vec16 {
     return static_cast<int32_t>(total);
   }
 
-  // Blocks of a KV page (kv_page.h).
-  static F LoadNibbles(const uint8_t* p) {
-    return Each([&](int i) { return static_cast<float>(i < 8 ? p[i] & 15 : p[i - 8] >> 4); });
-  }
-  static F LoadBytes(const uint8_t* p) {
-    return Each([&](int i) { return static_cast<float>(p[i]); });
-  }
-  static void StoreNibbles(uint8_t* p, F codes) {
-    for (int i = 0; i < 8; ++i) {
-      p[i] = static_cast<uint8_t>(static_cast<int>(codes.v[i]) |
-                                  (static_cast<int>(codes.v[i + 8]) << 4));
-    }
-  }
   static void StoreBytes(uint8_t* p, F codes) {
     for (int i = 0; i < 16; ++i) p[i] = static_cast<uint8_t>(codes.v[i]);
+  }
+
+  // What attention's products are made of (attention_product.h): one register of kRegisterLanes
+  // floats. A tile is 1..6 queries times at most TileRegisters(queries) registers of a panel.
+  using R = F;
+  static constexpr int kRegisterLanes = 16;
+  static constexpr int TileRegisters(int) { return 4; }
+  static R Zero() { return Set(0.0f); }
+  static R Spread(const float* p) { return Set(*p); }
+  static R MulAdd(R a, R b, R c) { return Fma(a, b, c); }
+  static R Times(R a, R b) { return Mul(a, b); }
+  static void Put(float* p, R x) { Store(p, x); }
+  static R GetFloats(const uint8_t* p) { return Load(reinterpret_cast<const float*>(p)); }
+  static R GetHalves(const uint8_t* p) { return LoadHalf(p); }
+  static R GetBytes(const uint8_t* p) {
+    return Each([&](int i) { return static_cast<float>(p[i]); });
+  }
+  // The eight words of a panel of 64 int4 codes (kv_page.h) from `byte` on, or of 32. Only the two
+  // lower bytes of a word are used.
+  struct Words {
+    uint32_t v[8];
+  };
+  template <bool kWide>
+  static Words GetWords(const uint8_t* panel, int byte) {
+    Words words;
+    for (int i = 0; i < 8; ++i) {
+      const uint8_t* p = kWide ? panel + 4 * i + byte : panel + 2 * i;
+      words.v[i] = p[0] | uint32_t{p[1]} << 8;
+    }
+    return words;
+  }
+  // Register kIndex of the panel, codes times their places. `high` are the words two bytes on,
+  // which hold the upper four nibbles.
+  template <int kIndex>
+  static R GetNibbles(const Words& low, const Words& high) {
+    return Each([&](int i) {
+      const int code = kIndex * 16 + i, nibble = code / 8 % 4;
+      const Words& words = kIndex < 2 ? low : high;
+      return static_cast<float>(words.v[code % 8] & (15u << (4 * nibble)));
+    });
+  }
+  template <int kIndex>
+  static R InversePlaces() {
+    return Each([](int i) {
+      const int nibble = (kIndex * 16 + i) / 8 % 4;
+      return 1.0f / static_cast<float>(1 << (4 * nibble));
+    });
   }
 
   // Pieces of Philox.

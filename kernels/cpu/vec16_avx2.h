@@ -11,8 +11,6 @@
 namespace qserve::kernels::cpu::avx2 {
 
 struct Vec16 {
-  static constexpr int kMaxQueries = 6;  // 12 of 16 registers hold sums
-  static constexpr int Groups(int queries) { return queries <= 2 ? 4 / queries : 1; }
   struct F {
     __m256 a, b;  // lanes 0-7, 8-15
   };
@@ -85,6 +83,10 @@ struct Vec16 {
     return {_mm256_blendv_ps(y.a, x.a, mask.a), _mm256_blendv_ps(y.b, x.b, mask.b)};
   }
   static F Keep(M mask, F x) { return {_mm256_and_ps(mask.a, x.a), _mm256_and_ps(mask.b, x.b)}; }
+  static F KeepUnlessLess(F x, F limit, F y) {
+    return {_mm256_and_ps(_mm256_cmp_ps(x.a, limit.a, _CMP_NLT_UQ), y.a),
+            _mm256_and_ps(_mm256_cmp_ps(x.b, limit.b, _CMP_NLT_UQ), y.b)};
+  }
 
   static float Total(F x) {
     const __m256 eight = _mm256_add_ps(x.a, x.b);
@@ -158,26 +160,57 @@ struct Vec16 {
     return _mm_cvtsi128_si32(s);
   }
 
-  static F LoadNibbles(const uint8_t* p) {
-    const __m256i bytes =
-        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    const __m256i low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
-    return {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4))};
-  }
-  static F LoadBytes(const uint8_t* p) {
-    const __m256i a = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    const __m256i b =
-        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)));
-    return {_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)};
-  }
-  static void StoreNibbles(uint8_t* p, F codes) {
-    const __m256i high = _mm256_slli_epi32(_mm256_cvtps_epi32(codes.b), 4);
-    const __m128i words = Narrow(_mm256_or_si256(_mm256_cvtps_epi32(codes.a), high));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
-  }
   static void StoreBytes(uint8_t* p, F codes) {
     const __m128i a = Narrow(_mm256_cvtps_epi32(codes.a)), b = Narrow(_mm256_cvtps_epi32(codes.b));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(a, b));
+  }
+
+  using R = __m256;
+  static constexpr int kRegisterLanes = 8;
+  // At most 12 of 16 registers hold sums, and at least 8, which hide the latency of a multiply-add.
+  static constexpr int TileRegisters(int queries) {
+    if (queries == 1) return 8;
+    if (queries == 2) return 4;
+    return queries <= 4 ? 3 : 2;
+  }
+  static R Zero() { return _mm256_setzero_ps(); }
+  static R Spread(const float* p) { return _mm256_broadcast_ss(p); }
+  // Always into the sum's own register: left to itself, GCC 12 moves sums about and spills one.
+  static R MulAdd(R x, R y, R sum) {
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(y));
+    return sum;
+  }
+  static R Times(R x, R y) { return _mm256_mul_ps(x, y); }
+  static void Put(float* p, R x) { _mm256_storeu_ps(p, x); }
+  static R GetFloats(const uint8_t* p) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+  }
+  static R GetHalves(const uint8_t* p) { return _mm256_cvtph_ps(Load128(p)); }
+  static R GetBytes(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  // The eight words of a panel of 64 int4 codes from `byte` on, or of 32.
+  using Words = __m256i;
+  template <bool kWide>
+  static Words GetWords(const uint8_t* panel, int byte) {
+    if constexpr (!kWide) return _mm256_cvtepu16_epi32(Load128(panel));
+    Words words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + byte));
+    asm("" : "+x"(words));  // the compiler would load once for each mask
+    return words;
+  }
+  // Register kIndex of the panel, codes times their places. `low` are the words and `high` those
+  // two bytes on, whose lower halves hold the upper four nibbles: a load instead of a shift, which
+  // would compete for the multiply-adds' ports.
+  template <int kIndex>
+  static R GetNibbles(Words low, Words high) {
+    const __m256i codes =
+        _mm256_and_si256(kIndex < 4 ? low : high, _mm256_set1_epi32(15 << (kIndex % 4 * 4)));
+    return _mm256_cvtepi32_ps(codes);
+  }
+  template <int kIndex>
+  static R InversePlaces() {
+    return _mm256_set1_ps(1.0f / (1 << (kIndex % 4 * 4)));
   }
 
   static I Counters(uint32_t first) {

@@ -11,10 +11,6 @@
 namespace qserve::kernels::cpu::avx512 {
 
 struct Vec16 {
-  static constexpr int kMaxQueries = 8;
-  static constexpr int Groups(int queries) {
-    return queries <= 4 ? (queries == 1 ? 4 : 8 / queries) : 2;
-  }
   struct F {
     __m512 v;
   };
@@ -60,6 +56,9 @@ struct Vec16 {
   }
   static F Select(M mask, F x, F y) { return {_mm512_mask_blend_ps(mask.v, y.v, x.v)}; }
   static F Keep(M mask, F x) { return {_mm512_maskz_mov_ps(mask.v, x.v)}; }
+  static F KeepUnlessLess(F x, F limit, F y) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, limit.v, _CMP_NLT_UQ), y.v)};
+  }
 
   static __m256 Low(__m512 x) { return _mm512_castps512_ps256(x); }
   static __m256 High(__m512 x) { return _mm512_extractf32x8_ps(x, 1); }
@@ -109,26 +108,48 @@ struct Vec16 {
   }
   static int32_t TotalInt(I x) { return _mm512_reduce_add_epi32(x.v); }
 
-  static F LoadNibbles(const uint8_t* p) {
-    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_unpacklo_epi64(eight, eight));
-    const __m512i shift = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4);
-    const __m512i codes = _mm512_and_si512(_mm512_srlv_epi32(bytes, shift), _mm512_set1_epi32(15));
-    return {_mm512_cvtepi32_ps(codes)};
-  }
-  static F LoadBytes(const uint8_t* p) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))};
-  }
-  static void StoreNibbles(uint8_t* p, F codes) {
-    const __m512i whole = _mm512_cvtps_epi32(codes.v);
-    const __m256i high = _mm256_slli_epi32(_mm512_extracti32x8_epi32(whole, 1), 4);
-    const __m256i both = _mm256_or_si256(_mm512_castsi512_si256(whole), high);
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_cvtepi32_epi8(both));
-  }
   static void StoreBytes(uint8_t* p, F codes) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(codes.v)));
+  }
+
+  using R = __m512;
+  static constexpr int kRegisterLanes = 16;
+  static constexpr int TileRegisters(int) { return 4; }  // with 6 queries 24 of 32 hold sums
+  static R Zero() { return _mm512_setzero_ps(); }
+  static R Spread(const float* p) { return _mm512_set1_ps(*p); }
+  static R MulAdd(R x, R y, R z) { return _mm512_fmadd_ps(x, y, z); }
+  static R Times(R x, R y) { return _mm512_mul_ps(x, y); }
+  static void Put(float* p, R x) { _mm512_storeu_ps(p, x); }
+  static R GetFloats(const uint8_t* p) { return _mm512_loadu_ps(p); }
+  static R GetHalves(const uint8_t* p) { return _mm512_cvtph_ps(Load256(p)); }
+  static R GetBytes(const uint8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+  }
+  // `low` in lanes 0-7, `high` in lanes 8-15.
+  static __m512i Halves(int low, int high) {
+    return _mm512_inserti64x4(_mm512_set1_epi32(low), _mm256_set1_epi32(high), 1);
+  }
+  // The eight words of a panel of 64 int4 codes from `byte` on, or of 32; in both halves.
+  using Words = __m512i;
+  template <bool kWide>
+  static Words GetWords(const uint8_t* panel, int byte) {
+    if constexpr (kWide) return _mm512_broadcast_i64x4(Load256(panel + byte));
+    const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(panel));
+    return _mm512_broadcast_i64x4(_mm256_cvtepu16_epi32(words));
+  }
+  // Register kIndex of the panel, codes times their places; each half keeps a nibble of its own.
+  // `high` are the words two bytes on, whose lower halves hold the upper four nibbles.
+  template <int kIndex>
+  static R GetNibbles(Words low, Words high) {
+    constexpr int kLow = 15 << (kIndex % 2 * 8);
+    return _mm512_cvtepi32_ps(_mm512_and_si512(kIndex < 2 ? low : high, Halves(kLow, kLow << 4)));
+  }
+  template <int kIndex>
+  static R InversePlaces() {
+    constexpr float kLow = 1.0f / (1 << (kIndex % 2 * 8));
+    return _mm512_insertf32x8(_mm512_set1_ps(kLow), _mm256_set1_ps(kLow / 16), 1);
   }
 
   static I Counters(uint32_t first) {

@@ -6,13 +6,10 @@
 
 namespace qserve::kernels::cpu {
 
+// 2^n * exp(r), or 0 where x is too small.
 template <class V>
-[[gnu::always_inline]] inline typename V::F VecExp(typename V::F x) {
-  const auto y = V::Max(V::Set(kExpMin), V::Min(V::Set(kExpMax), x));
-  const auto shifted = V::Fma(y, V::Set(kLog2E), V::Set(kExpMagic));
-  const auto n = V::Sub(shifted, V::Set(kExpMagic));
-  auto r = V::Fma(n, V::Set(-kLn2Hi), y);
-  r = V::Fma(n, V::Set(-kLn2Lo), r);
+[[gnu::always_inline]] inline typename V::F ExpOfParts(typename V::F x, typename V::F shifted,
+                                                       typename V::F r) {
   auto p = V::Fma(V::Set(kExpC4), r, V::Set(kExpC3));
   p = V::Fma(p, r, V::Set(kExpC2));
   p = V::Fma(p, r, V::Set(kExpC1));
@@ -20,7 +17,27 @@ template <class V>
   p = V::Fma(p, V::Mul(r, r), r);
   p = V::Add(p, V::Set(1.0f));
   p = V::Mul(p, V::PowerOfMagic(shifted));
-  return V::Select(V::Less(x, V::Set(kExpMin)), V::Set(0.0f), p);
+  return V::KeepUnlessLess(x, V::Set(kExpMin), p);
+}
+
+template <class V>
+[[gnu::always_inline]] inline typename V::F VecExp(typename V::F x) {
+  const auto y = V::Max(V::Set(kExpMin), V::Min(V::Set(kExpMax), x));
+  const auto shifted = V::Fma(y, V::Set(kLog2E), V::Set(kExpMagic));
+  const auto n = V::Sub(shifted, V::Set(kExpMagic));
+  auto r = V::Fma(n, V::Set(-kLn2Hi), y);
+  r = V::Fma(n, V::Set(-kLn2Lo), r);
+  return ExpOfParts<V>(x, shifted, r);
+}
+
+// The same bits for x <= 0 and NaN, without the clamps that only other arguments need.
+template <class V>
+[[gnu::always_inline]] inline typename V::F VecExpOfNegative(typename V::F x) {
+  const auto shifted = V::Fma(x, V::Set(kLog2E), V::Set(kExpMagic));
+  const auto n = V::Sub(shifted, V::Set(kExpMagic));
+  auto r = V::Fma(n, V::Set(-kLn2Hi), x);
+  r = V::Fma(n, V::Set(-kLn2Lo), r);
+  return ExpOfParts<V>(x, shifted, r);
 }
 
 template <class V>

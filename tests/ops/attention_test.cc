@@ -110,8 +110,8 @@ std::vector<double> Naive(const KvWorld& world, const KvWorld::Step& step, int64
     return cpu::KvHead(world.layer(), layout, span.block_table[static_cast<size_t>(t / 64)],
                        head / (c.heads / c.kv_heads));
   };
-  const auto value = [&](int64_t t, const uint8_t* block, int lane, int array) {
-    const double code = static_cast<double>(LoadCode(c.format, block, lane));
+  const auto value = [&](int64_t t, const uint8_t* stored_row, int length, int i, int array) {
+    const double code = static_cast<double>(LoadCode(c.format, stored_row, length, i));
     if (!cpu::KvQuantized(c.format)) return code;
     const int slot = static_cast<int>(t % 64);
     return code * static_cast<double>(LoadParameter(page(t), layout, array, slot)) +
@@ -123,8 +123,7 @@ std::vector<double> Naive(const KvWorld& world, const KvWorld::Step& step, int64
     double dot = 0;
     const int slot = static_cast<int>(t % 64);
     for (int d = 0; d < c.head_dim; ++d) {
-      dot += static_cast<double>(q[d]) *
-             value(t, page(t) + layout.KeyBlock(slot / 16, d, c.head_dim), slot % 16, 0);
+      dot += static_cast<double>(q[d]) * value(t, page(t) + layout.KeyRow(d), 64, slot, 0);
     }
     scores.push_back(dot * static_cast<double>(world.scale()));
     largest = std::max(largest, scores.back());
@@ -135,7 +134,7 @@ std::vector<double> Naive(const KvWorld& world, const KvWorld::Step& step, int64
     sum += p;
     for (int d = 0; d < c.head_dim; ++d) {
       out[static_cast<size_t>(d)] +=
-          p * value(t, page(t) + layout.ValueBlock(d / 16, static_cast<int>(t % 64)), d % 16, 2);
+          p * value(t, page(t) + layout.ValueRow(static_cast<int>(t % 64)), c.head_dim, d, 2);
     }
   }
   for (double& x : out) x /= sum;
@@ -184,8 +183,8 @@ TEST(KvPage, HoldsKeysAndValues) {
                                                          : 0;
     for (int t = 0; t < 64; ++t) {
       for (int d = 0; d < 64; ++d) {
-        double v = static_cast<double>(
-            cpu::reference::LoadCode(format, head + layout.ValueBlock(d / 16, t), d % 16));
+        double v =
+            static_cast<double>(cpu::reference::LoadCode(format, head + layout.ValueRow(t), 64, d));
         if (cpu::KvQuantized(format)) {
           v = v * static_cast<double>(cpu::reference::LoadParameter(head, layout, 2, t)) +
               static_cast<double>(cpu::reference::LoadParameter(head, layout, 3, t));

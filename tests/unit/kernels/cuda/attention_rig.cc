@@ -92,10 +92,11 @@ StoredVector ReadCpu(const KvWorld& world, int32_t page, int kv_head, int slot, 
   const uint8_t* head = cpu::KvHead(world.layer(), layout, page, kv_head);
   StoredVector vector;
   for (int c = 0; c < shape.head_dim; ++c) {
-    const uint8_t* block = head + (is_value ? layout.ValueBlock(c / 16, slot)
-                                            : layout.KeyBlock(slot / 16, c, shape.head_dim));
-    vector.codes.push_back(
-        cpu::reference::LoadCode(shape.format, block, is_value ? c % 16 : slot % 16));
+    vector.codes.push_back(is_value
+                               ? cpu::reference::LoadCode(
+                                     shape.format, head + layout.ValueRow(slot), shape.head_dim, c)
+                               : cpu::reference::LoadCode(shape.format, head + layout.KeyRow(c),
+                                                          static_cast<int>(kKvPageTokens), slot));
   }
   if (!cpu::KvQuantized(shape.format)) return vector;
   vector.scale = cpu::reference::LoadParameter(head, layout, is_value ? 2 : 0, slot);
