@@ -21,9 +21,24 @@ namespace {
 constexpr int kMostDampings = 12;  // each ten times the one before
 constexpr int64_t kTileRows = 16;  // of weights worked on together
 
+// L^-1 of the lower triangle of `matrix`. A block of columns begins with its diagonal: what is
+// above it is zero.
+MatrixD InverseOfLower(const MatrixD& matrix, int threads) {
+  constexpr int64_t kBlockColumns = 64;
+  const int64_t k = matrix.rows();
+  MatrixD inverse = MatrixD::Zero(k, k);
+  ParallelFor(threads, (k + kBlockColumns - 1) / kBlockColumns, [&](int64_t block) {
+    const int64_t begin = block * kBlockColumns, rest = k - begin;
+    MatrixD columns = MatrixD::Identity(rest, std::min(kBlockColumns, rest));
+    matrix.bottomRightCorner(rest, rest).triangularView<Eigen::Lower>().solveInPlace(columns);
+    inverse.block(begin, begin, rest, columns.cols()) = columns;
+  });
+  return inverse;
+}
+
 // Upper triangular U with U^T U = inverse of the damped moments, columns in `order`.
 absl::StatusOr<MatrixF> InverseFactor(const MatrixD& moments, const std::vector<int64_t>& order,
-                                      double damping) {
+                                      double damping, int threads) {
   const int64_t k = moments.rows();
   const double mean = std::max(moments.diagonal().mean(), 1e-30);
   for (int attempt = 0; attempt < kMostDampings; ++attempt, damping *= 10) {
@@ -40,8 +55,7 @@ absl::StatusOr<MatrixF> InverseFactor(const MatrixD& moments, const std::vector<
     if (factor.info() != Eigen::Success) continue;
     // With J the reversal, moments = J L L^T J = V V^T, V = J L J upper triangular, and so
     // U = V^-1 = J L^-1 J.
-    const MatrixD inverse =
-        factor.matrixL().solve(MatrixD::Identity(k, k));  // L^-1, lower triangular
+    const MatrixD inverse = InverseOfLower(factor.matrixLLT(), threads);
     MatrixF upper(k, k);
     for (int64_t i = 0; i < k; ++i) {
       for (int64_t j = 0; j < k; ++j)
@@ -129,7 +143,7 @@ absl::StatusOr<kernels::LinearWeight> SolveLinear(const MatrixF& weights, const 
   if (!chosen.ok()) return absl::InvalidArgumentError(chosen.status().message());
   if (!options.gptq) return *std::move(chosen);
   std::vector<int64_t> order = DescendingMoments(moments);
-  ASSIGN_OR_RETURN(MatrixF factor, InverseFactor(moments, order, options.damping));
+  ASSIGN_OR_RETURN(MatrixF factor, InverseFactor(moments, order, options.damping, options.threads));
   const Rounding rounding(weights, std::move(order), std::move(factor), *chosen);
   ParallelFor(options.threads, (n + kTileRows - 1) / kTileRows, [&](int64_t tile) {
     rounding.Tile(tile * kTileRows, std::min(kTileRows, n - tile * kTileRows));
