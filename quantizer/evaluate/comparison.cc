@@ -1,8 +1,6 @@
 // See comparison.h.
 #include "quantizer/evaluate/comparison.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -36,12 +34,11 @@ LinearInput InputOf(size_t linear) {
 }
 
 // The linears that read each input.
-std::map<LinearPlace, std::vector<std::string>> Readers(const ckpt::ModelConfig& config) {
-  std::map<LinearPlace, std::vector<std::string>> readers;
+std::map<LinearPlace, std::vector<ckpt::LinearSpec>> Readers(const ckpt::ModelConfig& config) {
+  std::map<LinearPlace, std::vector<ckpt::LinearSpec>> readers;
   for (int64_t layer = 0; layer < config.layers; ++layer) {
     const std::vector<ckpt::LinearSpec> linears = ckpt::LayerLinears(config, layer);
-    for (size_t i = 0; i < linears.size(); ++i)
-      readers[{layer, InputOf(i)}].push_back(linears[i].name);
+    for (size_t i = 0; i < linears.size(); ++i) readers[{layer, InputOf(i)}].push_back(linears[i]);
   }
   return readers;
 }
@@ -61,14 +58,9 @@ absl::StatusOr<Dense> ReadDense(const ckpt::Checkpoint& source, const std::strin
   return dense;
 }
 
-absl::StatusOr<RowMajor> ReadWhole(const ckpt::Checkpoint& source, const std::string& name) {
-  for (const ckpt::LinearSpec& linear :
-       ckpt::LayerLinears(source.config(), std::stoll(name.substr(sizeof("model.layers.") - 1)))) {
-    if (linear.name != name) continue;
-    ASSIGN_OR_RETURN(Dense dense, ReadDense(source, name, {0, linear.n}, {0, linear.k}));
-    return std::move(dense.weights);
-  }
-  return absl::InternalError(name);
+absl::StatusOr<RowMajor> ReadWhole(const ckpt::Checkpoint& source, const ckpt::LinearSpec& linear) {
+  ASSIGN_OR_RETURN(Dense dense, ReadDense(source, linear.name, {0, linear.n}, {0, linear.k}));
+  return std::move(dense.weights);
 }
 
 kernels::LinearWeight AsFloats(const RowMajor& weights, std::vector<float> bias) {
@@ -132,12 +124,12 @@ RowMajor SampleOf(const InputStatistics& input) {
 
 // The factor whose rounding changes what the linears compute on the sample least.
 absl::StatusOr<Columns> SearchFactor(const ckpt::Checkpoint& source,
-                                     const std::vector<std::string>& linears,
+                                     const std::vector<ckpt::LinearSpec>& linears,
                                      const InputStatistics& input) {
   const RowMajor x = SampleOf(input);
   std::vector<RowMajor> originals;
-  for (const std::string& name : linears) {
-    ASSIGN_OR_RETURN(RowMajor weights, ReadWhole(source, name));
+  for (const ckpt::LinearSpec& linear : linears) {
+    ASSIGN_OR_RETURN(RowMajor weights, ReadWhole(source, linear));
     originals.push_back(std::move(weights));
   }
   Columns best;
@@ -159,8 +151,8 @@ absl::StatusOr<Columns> SearchFactor(const ckpt::Checkpoint& source,
 
 std::map<std::string, LinearPlace> PlacesOf(const ckpt::ModelConfig& config) {
   std::map<std::string, LinearPlace> places;
-  for (const auto& [place, names] : Readers(config)) {
-    for (const std::string& name : names) places[name] = place;
+  for (const auto& [place, linears] : Readers(config)) {
+    for (const ckpt::LinearSpec& linear : linears) places[linear.name] = place;
   }
   return places;
 }
@@ -170,12 +162,12 @@ std::map<std::string, LinearPlace> PlacesOf(const ckpt::ModelConfig& config) {
 absl::StatusOr<Smoothing> SmoothQuant(const ckpt::Checkpoint& source,
                                       const ModelStatistics& statistics, double alpha) {
   Smoothing smoothing;
-  for (const auto& [place, names] : Readers(source.config())) {
+  for (const auto& [place, linears] : Readers(source.config())) {
     if (place.input != LinearInput::kQkv && place.input != LinearInput::kGateUp) continue;
     const InputStatistics& input = statistics.at(place);
     Columns weights = Columns::Constant(std::ssize(input.largest), kSmallest);
-    for (const std::string& name : names) {
-      ASSIGN_OR_RETURN(const RowMajor dense, ReadWhole(source, name));
+    for (const ckpt::LinearSpec& linear : linears) {
+      ASSIGN_OR_RETURN(const RowMajor dense, ReadWhole(source, linear));
       weights = weights.max(dense.cwiseAbs().colwise().maxCoeff().array());
     }
     std::vector<float>& divisor = smoothing.divisors[place];
@@ -207,14 +199,14 @@ absl::StatusOr<Smoothing> SmoothQuant(const ckpt::Checkpoint& source,
 
 absl::StatusOr<Smoothing> Awq(const ckpt::Checkpoint& source, const ModelStatistics& statistics) {
   std::map<LinearPlace, Columns> factors;
-  for (const auto& [place, names] : Readers(source.config())) {
+  for (const auto& [place, linears] : Readers(source.config())) {
     const InputStatistics& input = statistics.at(place);
     // Values of grouped heads are read by several columns of o_proj: nothing can be folded there.
     const bool foldable =
         place.input != LinearInput::kO || source.config().heads == source.config().kv_heads;
     factors[place] = Columns::Ones(std::ssize(input.mean));
     if (!foldable) continue;
-    ASSIGN_OR_RETURN(factors[place], SearchFactor(source, names, input));
+    ASSIGN_OR_RETURN(factors[place], SearchFactor(source, linears, input));
   }
   Smoothing smoothing;
   smoothing.linears = [&source, &statistics, factors = std::move(factors),
