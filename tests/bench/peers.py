@@ -106,7 +106,7 @@ class Run:
     def do(self, jobs: list[Job]) -> None:
         """All of them in their order; those that others disturbed once more after the rest, and at last as they are."""
         waiting = [(job, ATTEMPTS) for job in jobs]
-        while waiting:
+        while waiting := [(job, attempts) for job, attempts in waiting if not self.left_out(job)]:
             group = [job for job, _ in waiting[:GROUP]]
             results = self.measured([self.command(job) for job in group], [self.expected(job) for job in group])
             done, waiting = waiting[:len(results)], waiting[len(results):]
@@ -124,13 +124,18 @@ class Run:
         key = (job.shape, job.config.engine, job.config.name, job.case.name(), job.turn)
         return any((one["shape"], one["engine"], one["config"], one["case"], one["round"]) == key for one in self.records)
 
-    def configs(self, shape: str, case: Case, turn: int) -> list[Config]:
+    def left_out(self, job: Job) -> bool:
+        """A peer's configuration that fell behind."""
+        where, within = (None, 0.8) if job.turn == 0 else (job.case.name(), 0.9)
+        engine = job.config.engine
+        return engine in engines.PEERS and job.config.name in report.fallen(self.records, job.shape, engine, where, within)
+
+    def jobs(self, shape: str, turn: int) -> list[Job]:
+        """Of one round, engine after engine for each case; every other round in the other order."""
         chosen = [one for one in CONFIGS if one.engine in self.options.engines and one.name not in self.options.without]
-        for engine in engines.PEERS:
-            where, within = (None, 0.8) if turn == 0 else (case.name(), 0.9)
-            fallen = report.fallen(self.records, shape, engine, where, within)
-            chosen = [one for one in chosen if one.engine != engine or one.name not in fallen]
-        return chosen if turn % 2 == 0 else chosen[::-1]
+        configs = chosen if turn % 2 == 0 else chosen[::-1]
+        jobs = [Job(shape, config, case, turn) for case in self.options.cases for config in configs]
+        return [job for job in jobs if not self.has(job)]
 
     def serving(self, shape: str) -> None:
         """serving.jsonl gets a line a round: the same batch offline and through the router."""
@@ -148,9 +153,7 @@ class Run:
     def all(self) -> None:
         for turn in range(self.options.rounds):
             for shape in self.options.shapes:
-                for case in self.options.cases:
-                    jobs = [Job(shape, config, case, turn) for config in self.configs(shape, case, turn)]
-                    self.do([job for job in jobs if not self.has(job)])
+                self.do(self.jobs(shape, turn))
 
 
 def served_text(record: dict) -> str:
