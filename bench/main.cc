@@ -96,6 +96,8 @@ void Declare(cli::Options& options, OfflineFlags& flags) {
   options.Add("lm-head-dtype", flags.lm_head_dtype, "auto, fp16, int8 or int4");
   options.Add("quantize", flags.quantize,
               "Quantize a full-precision model at load: none, rtn-g128 or rtn-gchn");
+  options.AddFlag("profile", flags.offline.profile,
+                  "Time every operation, and what decoding takes beyond them (CPU)");
   options.AddFlag("json", flags.json, "Report as JSON");
 }
 

@@ -181,6 +181,19 @@ std::string RatesText(const char* name, const std::vector<double>& rates) {
                      summary.min, summary.max);
 }
 
+std::string MemoryText(const OfflineResult& result) {
+  const auto line = [&result](const char* what, std::optional<int64_t> bytes) {
+    if (!bytes) return std::string();
+    return fmt::format("memory   {:10.1f} MiB {} ({:.1f} % of weights and KV cache)\n",
+                       static_cast<double>(*bytes) / (1 << 20), what,
+                       100 * static_cast<double>(*bytes) / static_cast<double>(result.held_bytes));
+  };
+  return line("weights and KV cache", result.held_bytes) +
+         line("anonymous", result.memory.anonymous) +
+         line("of it in pages of 2 MiB", result.memory.anonymous_huge) +
+         line("at most, mapped files included", result.memory.peak);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<OfflineSession>> OfflineSession::Load(
@@ -245,8 +258,12 @@ absl::StatusOr<OfflineRun> OfflineSession::Run(const OfflineOptions& options) {
 absl::StatusOr<OfflineResult> RunOffline(const OfflineOptions& options) {
   worker::exec::ExecutorOptions executor = options.executor;
   executor.max_num_seqs = options.batch;
-  ASSIGN_OR_RETURN(const auto session, OfflineSession::Load(executor));
+  Profile profile;
+  worker::exec::BackendFactory backend = kernels::CreateBackend;
+  if (options.profile) backend = ProfiledBackend(profile, backend);
+  ASSIGN_OR_RETURN(const auto session, OfflineSession::Load(executor, backend));
   RETURN_IF_ERROR(session->WarmUp(options));
+  profile.Take();
   OfflineResult result;
   result.load_seconds = session->load_seconds();
   result.model = DescribeModel(options, session->rank());
@@ -254,6 +271,12 @@ absl::StatusOr<OfflineResult> RunOffline(const OfflineOptions& options) {
     ASSIGN_OR_RETURN(const OfflineRun run, session->Run(options));
     result.runs.push_back(run);
   }
+  const worker::exec::ExecutorLimits& limits = session->rank().limits();
+  result.held_bytes = session->rank().description().weight_bytes +
+                      limits.kv_bytes_per_token * kBlockTokens * limits.blocks;
+  result.memory = ReadProcessMemory();
+  result.profile = Tabulate(profile.Take(), options.batch);
+  result.loading = profile.loading();
   return result;
 }
 
@@ -267,6 +290,9 @@ Json ToJson(const OfflineOptions& options, const OfflineResult& result) {
   AddRates("decode_tokens_per_second", DecodeRates(result), json);
   json["load_seconds"] = result.load_seconds;
   json["model"] = result.model;
+  json["memory"] = ToJson(result.memory);
+  json["memory"]["weights_and_kv_bytes"] = result.held_bytes;
+  if (options.profile) json["profile"] = ToJson(result.profile, result.loading);
   for (const OfflineRun& run : result.runs) {
     json["runs"].push_back({{"prefill_seconds", run.prefill_seconds},
                             {"decode_seconds", run.decode_seconds},
@@ -281,7 +307,8 @@ std::string ToText(const OfflineOptions& options, const OfflineResult& result) {
   return fmt::format("{} sequences, {} prompt and {} output tokens each, {} runs: median (range)\n",
                      options.batch, options.prompt_length, options.output_length, options.repeat) +
          RatesText("prefill", PrefillRates(options, result)) +
-         RatesText("decode", DecodeRates(result));
+         RatesText("decode", DecodeRates(result)) + MemoryText(result) +
+         (options.profile ? ToText(result.profile, result.loading) : "");
 }
 
 }  // namespace qserve::bench

@@ -9,6 +9,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "bench/memory.h"
+#include "bench/profile.h"
 #include "bench/statistics.h"
 #include "common/clock.h"
 #include "nlohmann/json.hpp"
@@ -27,6 +29,7 @@ struct OfflineOptions {
   int32_t output_length = 128;
   int32_t repeat = 3;
   uint64_t seed = 1;
+  bool profile = false;  // time every operation; devices that compute inside the call only
 };
 
 // One turn of the whole batch. Prefill lasts from the submission to the first token of the last
@@ -42,6 +45,10 @@ struct OfflineRun {
 struct OfflineResult {
   std::vector<OfflineRun> runs;
   double load_seconds = 0;
+  ProcessMemory memory;    // after the last run
+  int64_t held_bytes = 0;  // weights and KV cache, which the memory is compared with
+  ProfileTable profile;    // of all runs, where it was asked for
+  std::vector<OpTime> loading;
   nlohmann::ordered_json model;  // what was run: architecture, formats, instruction set, memory
 };
 
