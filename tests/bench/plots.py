@@ -72,7 +72,7 @@ def subtitle(head: dict, shape: str) -> str:
 
 
 def draw(records: list[dict], head: dict, shape: str) -> dict[str, str]:
-    """File names and contents for one shape."""
+    """File names and contents for one shape; a plot without two cases to join is left out."""
     below = subtitle(head, shape)
     charts = {
         "batch": ("Speed over batch, context 128",
@@ -81,8 +81,12 @@ def draw(records: list[dict], head: dict, shape: str) -> dict[str, str]:
                     [over(records, DECODE, "Decoding, 1 sequence", batch=1), over(records, DECODE, "Decoding, 8 sequences", batch=8)]),
         "prefill": ("Speed over the prompt's length", [over(records, PREFILL, "Prefill, 1 prompt", batch=1)]),
     }
-    return {f"{shape}-{name}.svg": svg.chart(title, below, [panel for panel in panels if panel is not None])
-            for name, (title, panels) in charts.items()}
+    drawn = {}
+    for name, (title, panels) in charts.items():
+        shown = [panel for panel in panels if panel is not None and any(len(one.points) > 1 for one in panel.series)]
+        if shown:
+            drawn[f"{shape}-{name}.svg"] = svg.chart(title, below, shown)
+    return drawn
 
 
 def draw_all(head: dict, records: list[dict], output: pathlib.Path) -> None:

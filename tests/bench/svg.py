@@ -163,16 +163,18 @@ def drawn_names(panel: Panel, left: float) -> list[str]:
 
 
 def chart(title: str, subtitle: str, panels: list[Panel]) -> str:
-    """The whole file. A panel without points is left out; without any, ValueError."""
-    shown = [panel for panel in panels if any(one.points for one in panel.series)]
+    """The whole file. A panel without a line is left out; without any, ValueError."""
+    shown = [panel for panel in panels if any(len(one.points) > 1 for one in panel.series)]
     if not shown:
         raise ValueError(f"nothing to draw for {title}")
     panel_width = LEFT + PLOT + NAMES
     width = panel_width * len(shown)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT + 24}" width="{width}" height="{HEIGHT + 24}" '
+    below = subtitle.split("; ") if len(shown) == 1 else [subtitle]
+    height = HEIGHT + 24 + LINE_HEIGHT * (len(below) - 1)
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
            f'role="img" aria-label="{escape(title, {chr(34): "&quot;"})}">', style(),
-           f'<rect width="{width}" height="{HEIGHT + 24}" class="surface"/>', text(16, 26, title, "ink title"),
-           text(16, HEIGHT + 12, subtitle, "soft")]
+           f'<rect width="{width}" height="{height}" class="surface"/>', text(16, 26, title, "ink title"),
+           *(text(16, HEIGHT + 12 + LINE_HEIGHT * index, line, "soft") for index, line in enumerate(below))]
     for index, panel in enumerate(shown):
         left = panel_width * index + LEFT
         out += axes(panel, left)
