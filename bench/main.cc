@@ -23,6 +23,7 @@
 #include "common/log.h"
 #include "common/shutdown.h"
 #include "common/status_macros.h"
+#include "worker/group/numa.h"
 
 namespace qserve::bench {
 namespace {
@@ -72,6 +73,7 @@ struct OfflineFlags {
   OfflineOptions offline;
   std::string kv_cache_memory = "auto", kv_cache_dtype = "auto", lm_head_dtype = "auto";
   std::string quantize = "none";
+  bool pin_threads = false;
   bool json = false;
 };
 
@@ -96,6 +98,8 @@ void Declare(cli::Options& options, OfflineFlags& flags) {
   options.Add("lm-head-dtype", flags.lm_head_dtype, "auto, fp16, int8 or int4");
   options.Add("quantize", flags.quantize,
               "Quantize a full-precision model at load: none, rtn-g128 or rtn-gchn");
+  options.AddFlag("pin-threads", flags.pin_threads,
+                  "Bind each CPU thread to a processor of its own");
   options.AddFlag("profile", flags.offline.profile,
                   "Time every operation, and what decoding takes beyond them (CPU)");
   options.AddFlag("json", flags.json, "Report as JSON");
@@ -114,6 +118,14 @@ absl::Status Resolve(OfflineFlags& flags) {
   ASSIGN_OR_RETURN(executor.quantize, worker::exec::ParseQuantize(flags.quantize));
   if (executor.threads == 0)
     executor.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  if (flags.pin_threads) {
+    executor.processors = worker::group::AllowedCpus();
+    if (executor.threads > std::ssize(executor.processors)) {
+      return absl::InvalidArgumentError(fmt::format(
+          "--pin-threads gives each thread a processor, and there are {} for {} threads",
+          executor.processors.size(), executor.threads));
+    }
+  }
   return InitLogging("bench", "warn", "text");
 }
 

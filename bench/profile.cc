@@ -33,6 +33,9 @@ class Profiled final : public kernels::Backend {
   }
   int64_t AvailableMemory() const override { return inner_->AvailableMemory(); }
   std::vector<kernels::MemoryUse> MemoryLedger() const override { return inner_->MemoryLedger(); }
+  Status BindThread(int thread, int processor) override {
+    return inner_->BindThread(thread, processor);
+  }
 
   StatusOr<std::unique_ptr<kernels::PackedLinear>> Pack(
       const kernels::LinearWeight& weight) override {

@@ -248,6 +248,11 @@ class Backend {
   // What the memory is used for, the headroom left to others included; empty where nobody counts.
   virtual std::vector<MemoryUse> MemoryLedger() const { return {}; }
 
+  // Binds one of the threads that compute to a processor, thread 0 being the caller's own and each
+  // later one a thread of the backend's. kDevice if the system refuses. Does nothing where no
+  // thread of the host computes.
+  virtual Status BindThread(int /*thread*/, int /*processor*/) { return {}; }
+
   // Reorders a validated weight for this backend's kernels; the argument may be freed afterwards.
   virtual StatusOr<std::unique_ptr<PackedLinear>> Pack(const LinearWeight& weight) = 0;
   // The same for a weight of `rows` rows that is read while it is packed: pieces begin at

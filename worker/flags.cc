@@ -39,6 +39,18 @@ absl::Status ValidateGroup(const Flags& flags) {
   return absl::OkStatus();
 }
 
+// Said here for the whole host, before ranks are started; each checks its own share again.
+absl::Status ValidatePinning(const Flags& flags) {
+  const int64_t ranks = flags.tensor_parallel_size / flags.nodes;
+  const int64_t threads = ranks * std::max(flags.threads, 1);
+  const auto cpus = std::ssize(group::AllowedCpus());
+  if (!flags.pin_threads || threads <= cpus) return absl::OkStatus();
+  return absl::InvalidArgumentError(fmt::format(
+      "--pin-threads gives each thread a processor, and there are {} for {} threads ({} of each "
+      "rank): take fewer --threads",
+      cpus, threads, std::max(flags.threads, 1)));
+}
+
 // The largest degree that cuts the model and leaves no rank without a NUMA node.
 absl::StatusOr<int> DegreeOfMachine(const Flags& flags) {
   if (flags.device != "cpu") {
@@ -114,6 +126,8 @@ void Declare(cli::Options& options, Flags& flags) {
                   "Launch decoding steps kernel by kernel, not as CUDA graphs; CPUs have none");
   options.Add("threads", flags.threads,
               "CPU threads of a rank; 0: its cores / the ranks that share them");
+  options.AddFlag("pin-threads", flags.pin_threads,
+                  "Bind each CPU thread to a processor of its own");
   options.Add("cpu-isa", flags.cpu_isa, "auto, reference, avx2, avxvnni, avx512vnni or avx512amx");
   options.Add("seed", flags.seed, "Seed of requests without one; default: drawn for each request")
       ->check(CLI::NonNegativeNumber);
@@ -141,6 +155,7 @@ absl::Status Validate(const Flags& flags) {
   RETURN_IF_ERROR(AtLeast("max-num-batched-tokens", flags.max_num_batched_tokens, 1));
   RETURN_IF_ERROR(AtLeast("max-queue", flags.max_queue, 1));
   RETURN_IF_ERROR(AtLeast("threads", flags.threads, 0));
+  RETURN_IF_ERROR(ValidatePinning(flags));
   return ExecutorOptionsOf(flags, 0).status();
 }
 

@@ -37,6 +37,7 @@ struct Flags {
   bool no_prefix_caching = false;
   bool no_cuda_graphs = false;
   int threads = 0;
+  bool pin_threads = false;
   std::string cpu_isa = "auto";
   std::optional<uint64_t> seed;
   double drain_timeout = 30;

@@ -1,10 +1,12 @@
 #include "worker/rank_process.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <future>
 #include <mutex>
+#include <span>
 
 #include "common/log.h"
 #include "common/metrics/metrics.h"
@@ -99,13 +101,14 @@ absl::StatusOr<Connections> Connect(const group::RankIdentity& identity) {
 
 // Where the rank runs.
 struct Place {
-  int threads = 1;  // its share of the processors, unless told otherwise
+  int threads = 1;              // its share of the processors, unless told otherwise
+  std::vector<int> processors;  // that share; no other rank of this host has any of them
 };
 
 // Binds the rank to its NUMA node where that was asked for. Before any thread is started, so that
 // all run there.
 absl::StatusOr<Place> TakePlace(const Flags& flags, const group::RankIdentity& identity) {
-  int sharing = identity.local_size;
+  int sharing = identity.local_size, place = identity.local_rank;
   std::vector<group::NumaNode> nodes;
   if (BindsRanks(flags)) {
     ASSIGN_OR_RETURN(nodes, group::ReadNumaNodes(flags.numa_directory, group::AllowedCpus()));
@@ -116,12 +119,28 @@ absl::StatusOr<Place> TakePlace(const Flags& flags, const group::RankIdentity& i
     };
     const int mine = node_of(identity.local_rank);
     RETURN_IF_ERROR(group::BindToNode(nodes[static_cast<size_t>(mine)]));
-    sharing = 0;
-    for (int rank = 0; rank < identity.local_size; ++rank) sharing += node_of(rank) == mine ? 1 : 0;
+    sharing = place = 0;
+    for (int rank = 0; rank < identity.local_size; ++rank) {
+      place += node_of(rank) == mine && rank < identity.local_rank ? 1 : 0;
+      sharing += node_of(rank) == mine ? 1 : 0;
+    }
     LOG_INFO("runs on NUMA node {}", nodes[static_cast<size_t>(mine)].id);
   }
-  const auto cpus = std::ssize(group::AllowedCpus());
-  return Place{.threads = std::max(1, static_cast<int>(cpus) / sharing)};
+  const std::vector<int> cpus = group::AllowedCpus();
+  return Place{.threads = std::max(1, static_cast<int>(cpus.size()) / sharing),
+               .processors = group::ShareOfCpus(cpus, place, sharing)};
+}
+
+// What --pin-threads asks for: every thread of the rank on a processor of its own.
+absl::Status PinThreads(const Flags& flags, const Place& place, exec::ExecutorOptions& options) {
+  if (!flags.pin_threads) return absl::OkStatus();
+  if (options.threads > std::ssize(place.processors)) {
+    return absl::InvalidArgumentError(fmt::format(
+        "--pin-threads: rank {} has {} threads and {} processors of its own; take fewer --threads",
+        options.rank, options.threads, place.processors.size()));
+  }
+  options.processors = place.processors;
+  return absl::OkStatus();
 }
 
 // Says which part of the weights is in, about every tenth.
@@ -168,6 +187,16 @@ void ReportStart(const exec::Rank& rank, Metrics& metrics) {
   ReportMemory(model.memory, metrics);
 }
 
+void ReportPinning(const exec::ExecutorOptions& options, const exec::Rank& rank) {
+  if (options.processors.empty()) return;
+  if (rank.description().device.asynchronous) {
+    LOG_WARN("pin-threads changes nothing: the threads of a GPU are not bound");
+    return;
+  }
+  const auto used = std::span(options.processors).first(static_cast<size_t>(options.threads));
+  LOG_INFO("threads stay on the processors {}", fmt::join(used, ", "));
+}
+
 }  // namespace
 
 absl::Status RunRank(const Flags& flags, const group::RankIdentity& identity) {
@@ -194,6 +223,7 @@ absl::Status RunRank(const Flags& flags, const group::RankIdentity& identity) {
   const comm::GlooOptions gloo = {
       .rank = identity.rank, .size = identity.size, .bind_host = identity.bind_host};
   if (options.threads == 0) options.threads = place.threads;
+  RETURN_IF_ERROR(PinThreads(flags, place, options));
   auto rank = exec::Rank::Create(
       options, host_group,
       exec::DefaultCommunicator(gloo, connections.store.get(), identity.generation,
@@ -205,6 +235,7 @@ absl::Status RunRank(const Flags& flags, const group::RankIdentity& identity) {
   }
   loss.Watch(&(*rank)->communicator());
   ReportStart(**rank, metrics);
+  ReportPinning(options, **rank);
   absl::Status status;
   {
     exec::ModelExecutor model_executor(**rank, [&host_group] { host_group.Abort(); });

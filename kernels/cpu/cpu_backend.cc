@@ -74,6 +74,9 @@ class CpuBackend final : public Backend {
     step();
     return std::exchange(failure_, Status());
   }
+  Status BindThread(int thread, int processor) override {
+    return pool_.BindThread(thread, processor);
+  }
   void Synchronize() override {}
   void Fail(Status status) override {
     if (failure_.ok()) failure_ = std::move(status);

@@ -3,9 +3,14 @@
 // server waits for requests most of its life.
 #include "kernels/cpu/thread_pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -19,6 +24,9 @@ namespace {
 // thread alone, since waking a thread costs more than most operations.
 constexpr std::chrono::microseconds kSpin{100};
 constexpr int kLooksPerClock = 64;  // the clock is dearer than a look
+
+// The largest set of processors that the kernel can be built for, with room to spare.
+constexpr int kMostProcessors = 65536;
 
 template <class T>
 void WaitWhileEqual(const std::atomic<T>& value, T old) {
@@ -87,6 +95,27 @@ ThreadPool::~ThreadPool() {
 }
 
 int ThreadPool::size() const { return shared_->threads; }
+
+Status ThreadPool::BindThread(int thread, int processor) {
+  if (thread < 0 || thread >= size() || processor < 0 || processor >= kMostProcessors) {
+    return InvalidArgument("cpu: thread " + std::to_string(thread) +
+                           " cannot be bound to processor " + std::to_string(processor));
+  }
+  const pthread_t handle = thread == 0
+                               ? pthread_self()
+                               : shared_->workers[static_cast<size_t>(thread - 1)].native_handle();
+  cpu_set_t* set = CPU_ALLOC(kMostProcessors);
+  if (set == nullptr) return {StatusCode::kOutOfMemory, "cpu: no memory for a set of processors"};
+  const size_t bytes = CPU_ALLOC_SIZE(kMostProcessors);
+  CPU_ZERO_S(bytes, set);
+  CPU_SET_S(static_cast<size_t>(processor), bytes, set);
+  const int error = pthread_setaffinity_np(handle, bytes, set);
+  CPU_FREE(set);
+  if (error == 0) return {};
+  return {StatusCode::kDevice, "cpu: thread " + std::to_string(thread) +
+                                   " cannot be bound to processor " + std::to_string(processor) +
+                                   ": " + std::strerror(error)};
+}
 
 void ThreadPool::ParallelFor(
     int64_t count, int64_t grain,

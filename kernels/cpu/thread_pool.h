@@ -8,6 +8,8 @@
 #include <functional>
 #include <memory>
 
+#include "kernels/status.h"
+
 namespace qserve::kernels::cpu {
 
 class ThreadPool {
@@ -19,6 +21,11 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int size() const;
+
+  // From now on `thread` runs on `processor` alone; thread 0 is whoever calls this, and threads
+  // that it starts later inherit it. InvalidArgument for a thread that there is not; kDevice where
+  // the system refuses, as it does for a processor that this process may not use.
+  Status BindThread(int thread, int processor);
 
   // Calls body(begin, end, thread) for every non-empty range and returns when all are done. Ranges
   // start at multiples of `grain`. Not reentrant; one caller at a time. Waiting threads spin for

@@ -1,10 +1,12 @@
 // How a rank of a replica runs its model: what the worker's flags say, decided and validated in
-// worker/main. The same on every rank of a group but for `rank` and `device_ordinal`.
+// worker/main. The same on every rank of a group but for `rank`,
+// `device_ordinal` and `processors`.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "worker/checkpoint/checkpoint.h"
@@ -20,6 +22,9 @@ struct ExecutorOptions {
   std::string device = "auto";  // auto | cpu | cuda
   int device_ordinal = 0;
   int threads = 0;  // of this rank; 0: all cores / tensor_parallel_size
+  // --pin-threads: thread t of this rank stays on processors[t], thread 0 being the executor's. At
+  // least `threads` of them, or none: the threads go where they like.
+  std::vector<int> processors;
   std::string cpu_isa = "auto";
   int rank = 0;
   int tensor_parallel_size = 1;

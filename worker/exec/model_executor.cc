@@ -101,8 +101,14 @@ bool ModelExecutor::MustFinishFirst(const plan::StepPlan& next) const {
   return begun_.back().step == next.committed_step || slots_.NeedsResults(next);
 }
 
+absl::Status ModelExecutor::TakeProcessor() {
+  const std::optional<int> processor = rank_.processor();
+  if (!processor) return absl::OkStatus();
+  return model::ToAbsl(rank_.backend().BindThread(0, *processor));
+}
+
 void ModelExecutor::Loop() {
-  absl::Status status;
+  absl::Status status = TakeProcessor();
   bool finished_well = true;
   std::unique_lock lock(mutex_);
   while (status.ok()) {

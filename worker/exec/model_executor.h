@@ -55,6 +55,7 @@ class ModelExecutor final : public StepExecutor {
   enum class Move { kBegin, kFinish, kLeave };
 
   void Loop();
+  absl::Status TakeProcessor();
   Move NextMove(std::unique_lock<std::mutex>& lock);
   bool MustFinishFirst(const plan::StepPlan& next) const;
   absl::Status Begin(const plan::StepPlan& plan);

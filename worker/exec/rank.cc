@@ -31,6 +31,12 @@ constexpr int32_t kMostSequences = 65536;
 constexpr int64_t kMostStepTokens = int64_t{1} << 20;
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
 
+int ThreadsOf(const ExecutorOptions& options) {
+  if (options.threads > 0) return options.threads;
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, cores / std::max(1, options.tensor_parallel_size));
+}
+
 absl::Status CheckOptions(const ExecutorOptions& options) {
   if (options.max_num_seqs < 1 || options.max_num_seqs > kMostSequences) {
     return absl::InvalidArgumentError(
@@ -44,13 +50,12 @@ absl::Status CheckOptions(const ExecutorOptions& options) {
     return absl::InvalidArgumentError(
         "max-model-len, kv-cache-memory and threads must not be negative");
   }
+  if (!options.processors.empty() && std::ssize(options.processors) < ThreadsOf(options)) {
+    return absl::InvalidArgumentError(
+        fmt::format("{} threads cannot each have one of {} processors", ThreadsOf(options),
+                    options.processors.size()));
+  }
   return absl::OkStatus();
-}
-
-int ThreadsOf(const ExecutorOptions& options) {
-  if (options.threads > 0) return options.threads;
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  return std::max(1, cores / std::max(1, options.tensor_parallel_size));
 }
 
 // What connects CPUs: memory that they share on one host, TCP where that cannot be.
@@ -139,8 +144,20 @@ class Rank::Builder {
                                         .threads = threads_,
                                         .cpu_isa = options_.cpu_isa,
                                         .model_type = checkpoint_->config().float_type})));
+    RETURN_IF_ERROR(BindThreads());
     rank_->description_.device = rank_->backend_->info();
     free_at_start_ = rank_->backend_->AvailableMemory();
+    return absl::OkStatus();
+  }
+
+  // But the first, which is the executor's: other threads than that are still started from here.
+  absl::Status BindThreads() {
+    if (options_.processors.empty()) return absl::OkStatus();
+    for (int thread = 1; thread < threads_; ++thread) {
+      RETURN_IF_ERROR(model::ToAbsl(
+          rank_->backend_->BindThread(thread, options_.processors[static_cast<size_t>(thread)])));
+    }
+    rank_->processor_ = options_.processors.front();
     return absl::OkStatus();
   }
 

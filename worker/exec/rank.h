@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -85,6 +86,8 @@ class Rank {
   model::Llama& model() { return *model_; }
   KvCache& kv_cache() { return *kv_cache_; }
   int rank() const { return communicator_->rank(); }
+  // That the thread which runs steps is to stay on; none where it may go where it likes.
+  std::optional<int> processor() const { return processor_; }
 
  private:
   class Builder;
@@ -99,6 +102,7 @@ class Rank {
   ModelDescription description_;
   std::vector<StartupPhase> phases_;
   std::vector<int32_t> recorded_rows_;
+  std::optional<int> processor_;
 };
 
 }  // namespace qserve::worker::exec

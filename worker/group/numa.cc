@@ -133,6 +133,12 @@ int NodeOfRank(int local_rank, int local_size, int nodes) {
   return static_cast<int>(int64_t{local_rank} * nodes / local_size);
 }
 
+std::vector<int> ShareOfCpus(std::span<const int> cpus, int index, int parts) {
+  const size_t each = cpus.size() / static_cast<size_t>(parts);
+  const auto share = cpus.subspan(static_cast<size_t>(index) * each, each);
+  return {share.begin(), share.end()};
+}
+
 absl::Status BindToNode(const NumaNode& node) {
   cpu_set_t* set = CPU_ALLOC(kMostCpus);
   const size_t bytes = CPU_ALLOC_SIZE(kMostCpus);

@@ -38,6 +38,10 @@ std::vector<int> AllowedCpus();
 // together.
 int NodeOfRank(int local_rank, int local_size, int nodes);
 
+// The processors of `cpus` that are the part `index` of `parts`, as many for each as go evenly:
+// none overlap. Empty where there are fewer than parts.
+std::vector<int> ShareOfCpus(std::span<const int> cpus, int index, int parts);
+
 // The calling thread, and threads that it starts from now on, run on the node's processors alone.
 // Its memory comes from there while there is some: a preference that a container may forbid, which
 // is logged and otherwise ignored.

@@ -3,6 +3,7 @@
 #include "bench/profile.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <string>
 #include <vector>
@@ -78,6 +79,27 @@ TEST(Profile, CountsTheOperationsOfEveryStepOfARealModel) {
   const auto json = ToJson(options, *result);
   EXPECT_EQ(json["profile"]["decode_steps"], 8);
   EXPECT_GT(json["memory"]["anonymous_bytes"], 0);
+}
+
+TEST(Offline, RunsWithPinnedThreadsAndRefusesMoreThreadsThanProcessors) {
+  const TemporaryDirectory directory;
+  const std::string model = directory.path() + "/model";
+  ASSERT_TRUE(MakeModel("tiny-llama", model, {}).ok());
+  OfflineOptions options = SmallRun(model);
+  cpu_set_t before, after;
+  CPU_ZERO(&before);
+  CPU_ZERO(&after);
+  ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+  int first = 0;
+  while (!CPU_ISSET(static_cast<size_t>(first), &before)) ++first;
+  options.executor.processors = {first};
+  EXPECT_EQ(RunOffline(options).status().code(), absl::StatusCode::kInvalidArgument);
+  options.executor.processors = {first, first};
+  EXPECT_TRUE(RunOffline(options).ok());
+  ASSERT_EQ(sched_getaffinity(0, sizeof(after), &after), 0);
+  EXPECT_TRUE(CPU_EQUAL(&before, &after)) << "the caller's thread is nobody's";
+  options.executor.processors = {65535, first};
+  EXPECT_FALSE(RunOffline(options).ok()) << "no machine lets a thread run there";
 }
 
 TEST(ProcessMemory, IsReadAsTheKernelWritesIt) {

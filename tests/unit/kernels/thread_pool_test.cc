@@ -2,6 +2,7 @@
 #include "kernels/cpu/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <atomic>
 #include <chrono>
@@ -81,6 +82,54 @@ TEST(ThreadPool, WakesThreadsThatSleep) {
     });
     EXPECT_EQ(calls, 3);
   }
+}
+
+std::vector<int> Processors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  EXPECT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+  std::vector<int> processors;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(static_cast<size_t>(cpu), &set)) processors.push_back(cpu);
+  }
+  return processors;
+}
+
+// Where each thread of the pool may run, as it says itself.
+std::vector<std::vector<int>> ProcessorsOf(ThreadPool& pool) {
+  std::vector<std::vector<int>> of(static_cast<size_t>(pool.size()));
+  pool.ParallelFor(pool.size(), 1, [&](int64_t, int64_t, int thread) {
+    of[static_cast<size_t>(thread)] = Processors();
+  });
+  return of;
+}
+
+TEST(ThreadPool, BindsEachThreadToTheProcessorNamedAndNobodyElse) {
+  const std::vector<int> all = Processors();
+  std::vector<std::vector<int>> before, bound;
+  Status refused, absent, impossible;
+  std::thread([&] {  // thread 0: binding it must not outlive the test
+    ThreadPool pool(3);
+    before = ProcessorsOf(pool);
+    for (int thread = 2; thread >= 0; --thread) {
+      const int processor = all[static_cast<size_t>(thread) % all.size()];
+      const Status status = pool.BindThread(thread, processor);
+      EXPECT_TRUE(status.ok()) << status.message();
+    }
+    bound = ProcessorsOf(pool);
+    absent = pool.BindThread(3, all[0]);
+    impossible = pool.BindThread(1, -1);
+    refused = pool.BindThread(1, 65535);
+    EXPECT_EQ(ProcessorsOf(pool), bound);
+  })
+      .join();
+  EXPECT_EQ(before, std::vector<std::vector<int>>(3, all));
+  for (size_t thread = 0; thread < 3; ++thread)
+    EXPECT_EQ(bound[thread], std::vector<int>{all[thread % all.size()]});
+  EXPECT_EQ(absent.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(impossible.code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(refused.code(), StatusCode::kDevice);
+  EXPECT_EQ(Processors(), all);
 }
 
 }  // namespace

@@ -124,6 +124,16 @@ TEST(NodeOfRank, SpreadsNeighboursTogether) {
   EXPECT_EQ(NodeOfRank(1, 2, 3), 1);
 }
 
+TEST(ShareOfCpus, IsEvenWithoutOverlapAndEmptyWhereThereAreTooFew) {
+  const std::vector<int> cpus = {0, 2, 4, 6, 8};
+  EXPECT_THAT(ShareOfCpus(cpus, 0, 1), ElementsAre(0, 2, 4, 6, 8));
+  EXPECT_THAT(ShareOfCpus(cpus, 0, 2), ElementsAre(0, 2));
+  EXPECT_THAT(ShareOfCpus(cpus, 1, 2), ElementsAre(4, 6));
+  EXPECT_THAT(ShareOfCpus(cpus, 4, 5), ElementsAre(8));
+  EXPECT_THAT(ShareOfCpus(cpus, 0, 6), IsEmpty());
+  EXPECT_THAT(ShareOfCpus(cpus, 5, 6), IsEmpty());
+}
+
 TEST(BindToNode, KeepsAThreadAndItsChildrenOnTheProcessors) {
   const std::vector<int> all = AllowedCpus();
   ASSERT_FALSE(all.empty());
