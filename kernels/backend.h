@@ -226,7 +226,7 @@ struct MemoryUse {
 struct DeviceInfo {
   std::string name;           // "AMD EPYC ..., 2 threads"
   std::string kernel_family;  // what decides numerics beyond the weights: part of numerics_id.
-                              // "cpu" for every CPU ISA
+                              // "cpu" for every CPU ISA, "cpu-bf16" with linear_type bf16
   std::string isa;            // "reference", "avx2", ...; informative
   int64_t memory_bytes = 0;   // total
   FloatType activation_type = FloatType::kF32;  // of what passes between operations

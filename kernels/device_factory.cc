@@ -12,6 +12,10 @@ namespace qserve::kernels {
 
 StatusOr<std::unique_ptr<Backend>> CreateBackend(const DeviceOptions& options) {
   if (options.device == "cuda" || (options.device == "auto" && CudaDeviceCount() > 0)) {
+    if (options.linear_type != FloatType::kF32) {
+      return Unsupported("full-precision linears in bf16 are for CPUs alone, and device " +
+                         options.device + " is a GPU");
+    }
     const int cores = static_cast<int>(std::thread::hardware_concurrency());
     return CreateCudaBackend({.ordinal = options.ordinal,
                               .threads = options.threads > 0 ? options.threads : std::max(cores, 1),
@@ -20,7 +24,7 @@ StatusOr<std::unique_ptr<Backend>> CreateBackend(const DeviceOptions& options) {
                                                      : FloatType::kF16});
   }
   if (options.device == "cpu" || options.device == "auto") {
-    return cpu::CreateCpuBackend(options.threads, options.cpu_isa);
+    return cpu::CreateCpuBackend(options.threads, options.cpu_isa, options.linear_type);
   }
   return Unsupported("device " + options.device + " is unknown; known: auto cpu cuda");
 }

@@ -16,6 +16,9 @@ struct DeviceOptions {
   int threads = 0;               // of the host for this rank, 0 = all cores; a GPU's pack weights
   std::string cpu_isa = "auto";  // auto | reference | avx2 | avxvnni | avx512vnni | avx512amx; auto
                                  // also reads QSERVE_CPU_ISA
+  // How full-precision linears (kFloat) are multiplied: kF32, or on a CPU kBf16, weights and
+  // activations rounded to it and sums in fp32. Another kernel_family.
+  FloatType linear_type = FloatType::kF32;
   // The floating-point type of the model: a GPU's activations are bf16 if it is, else fp16.
   FloatType model_type = FloatType::kF16;
 };

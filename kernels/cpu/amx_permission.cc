@@ -12,6 +12,7 @@ namespace qserve::kernels::cpu {
 namespace {
 
 constexpr uint32_t kOsSavesState = 1u << 27;              // CPUID 1, ECX: XGETBV may be used
+constexpr uint32_t kBf16 = 1u << 22;                      // CPUID 7, EDX
 constexpr uint32_t kTile = 1u << 24;                      // CPUID 7, EDX
 constexpr uint32_t kInt8 = 1u << 25;                      // CPUID 7, EDX
 constexpr uint64_t kTileState = (1u << 17) | (1u << 18);  // XCR0: configuration and data
@@ -36,6 +37,11 @@ bool MayUseTileRegisters() {
   static const bool may = CpuHasTiles() && SystemSavesTiles() &&
                           ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return may;
+}
+
+bool TilesMultiplyBf16() {
+  uint32_t a = 0, b = 0, c = 0, d = 0;
+  return MayUseTileRegisters() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kBf16) != 0;
 }
 
 }  // namespace qserve::kernels::cpu

@@ -1,4 +1,5 @@
-// May this process use AMX's tile registers? Asked by op_table_x86.cc when tables are listed.
+// May this process use AMX's tile registers? Asked by op_table_x86.cc when tables are listed
+// and by bf16_amx.cc.
 // x86-64 alone.
 #pragma once
 
@@ -9,5 +10,8 @@ namespace qserve::kernels::cpu {
 // tile then carries 8 KiB more state. The first call asks; the answer holds for all threads, those
 // running and those to come. Any thread.
 bool MayUseTileRegisters();
+
+// True if that holds and the CPU has AMX-BF16.
+bool TilesMultiplyBf16();
 
 }  // namespace qserve::kernels::cpu

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kernels/cpu/aligned_memory.h"
+#include "kernels/cpu/bf16_panel.h"
 #include "kernels/cpu/isa_choice.h"
 #include "kernels/cpu/memory_info.h"
 #include "kernels/cpu/op_table.h"
@@ -21,11 +22,11 @@ constexpr int kMaxThreads = 1024;
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(int threads, const OpTable& table)
-      : table_(table), pool_(threads), workspace_(threads) {
+  CpuBackend(int threads, const OpTable& table, bool bf16_linears)
+      : table_(table), bf16_linears_(bf16_linears), pool_(threads), workspace_(threads) {
     info_.name =
         CpuModelName() + ", " + std::to_string(threads) + (threads == 1 ? " thread" : " threads");
-    info_.kernel_family = "cpu";
+    info_.kernel_family = bf16_linears ? "cpu-bf16" : "cpu";
     info_.isa = table.isa;
     info_.memory_bytes = TotalMemoryBytes();
   }
@@ -52,7 +53,7 @@ class CpuBackend final : public Backend {
 
   StatusOr<std::unique_ptr<PackedLinear>> Pack(const LinearWeight& weight) override {
     if (Status status = Validate(weight); !status.ok()) return status;
-    return table_.pack(pool_, weight);
+    return TakesBf16(weight.format) ? PackBf16(pool_, weight) : table_.pack(pool_, weight);
   }
   bool PacksPieces(WeightFormat format) const override {
     return table_.pack_pieces != nullptr && format != WeightFormat::kFloat;
@@ -64,7 +65,9 @@ class CpuBackend final : public Backend {
 
   void Embed(const EmbedArgs& args) override { Call(table_.embed, args); }
   void Norm(const NormArgs& args) override { Call(table_.norm, args); }
-  void Linear(const LinearArgs& args) override { Call(table_.linear, args); }
+  void Linear(const LinearArgs& args) override {
+    Call(TakesBf16(args.weight->format) ? table_.linear_bf16 : table_.linear, args);
+  }
   void RopeAppend(const RopeAppendArgs& args) override { Call(table_.rope_append, args); }
   void Attention(const AttentionArgs& args) override { Call(table_.attention, args); }
   void SiluMul(const SiluMulArgs& args) override { Call(table_.silu_mul, args); }
@@ -86,6 +89,9 @@ class CpuBackend final : public Backend {
   void Free(void* data, int64_t bytes) override { AlignedMemory::Release(data, bytes); }
 
  private:
+  bool TakesBf16(WeightFormat format) const {
+    return bf16_linears_ && format == WeightFormat::kFloat;
+  }
   void Copy(void* to, const void* from, int64_t bytes) const {
     if (bytes > 0 && failure_.ok()) std::memcpy(to, from, static_cast<size_t>(bytes));
   }
@@ -97,6 +103,7 @@ class CpuBackend final : public Backend {
   }
 
   const OpTable& table_;
+  const bool bf16_linears_;
   ThreadPool pool_;
   Workspace workspace_;
   DeviceInfo info_;
@@ -105,20 +112,24 @@ class CpuBackend final : public Backend {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int threads, const std::string& isa) {
+StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(int threads, const std::string& isa,
+                                                    FloatType linear_type) {
   if (threads < 0 || threads > kMaxThreads) {
     return InvalidArgument("cpu: " + std::to_string(threads) + " threads; 0 (all cores) to " +
                            std::to_string(kMaxThreads) + " are possible");
+  }
+  if (linear_type != FloatType::kF32 && linear_type != FloatType::kBf16) {
+    return Unsupported("cpu: full-precision linears are multiplied as fp32 or bf16 alone");
   }
   StatusOr<const OpTable*> table = ChooseOpTable(isa);
   if (!table.ok()) return table.status();
   if (threads == 0)
     threads = std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, kMaxThreads);
-  return CreateCpuBackend(threads, **table);
+  return CreateCpuBackend(threads, **table, linear_type == FloatType::kBf16);
 }
 
-std::unique_ptr<Backend> CreateCpuBackend(int threads, const OpTable& table) {
-  return std::make_unique<CpuBackend>(threads, table);
+std::unique_ptr<Backend> CreateCpuBackend(int threads, const OpTable& table, bool bf16_linears) {
+  return std::make_unique<CpuBackend>(threads, table, bf16_linears);
 }
 
 }  // namespace qserve::kernels::cpu

@@ -29,6 +29,8 @@ struct OpTable {
   StatusOr<std::unique_ptr<PackedLinear>> (*pack_pieces)(ThreadPool& pool, int64_t rows,
                                                          const RowReader& read) = nullptr;
   Status (*linear)(OpContext& context, const LinearArgs& args) = nullptr;
+  // The same of kFloat weights packed by PackBf16 (bf16_panel.h), by bf16 products.
+  Status (*linear_bf16)(OpContext& context, const LinearArgs& args) = nullptr;
   Status (*embed)(OpContext& context, const EmbedArgs& args) = nullptr;
   Status (*norm)(OpContext& context, const NormArgs& args) = nullptr;
   Status (*rope_append)(OpContext& context, const RopeAppendArgs& args) = nullptr;
@@ -37,6 +39,8 @@ struct OpTable {
   Status (*sample)(OpContext& context, const SampleArgs& args) = nullptr;
   // Where `linear` takes another way for many tokens: that way for any number of them. For tests.
   Status (*linear_by_tiles)(OpContext& context, const LinearArgs& args) = nullptr;
+  // Where `linear_bf16` has tiles: whether this CPU's keep to its arithmetic. For tests.
+  bool (*may_use_bf16_tiles)() = nullptr;
 };
 
 // Best first; `reference` last. Those the compiler or architecture cannot build are absent from the

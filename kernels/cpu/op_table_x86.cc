@@ -1,5 +1,6 @@
 // The tables of x86-64, best first.
 #include "kernels/cpu/amx_permission.h"
+#include "kernels/cpu/bf16_panel.h"
 #include "kernels/cpu/float_ops.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/op_table.h"
@@ -23,6 +24,7 @@ constexpr OpTable kReference = {.isa = "reference",
                                 .supported = [] { return true; },
                                 .pack = reference::PackLinear,
                                 .linear = reference::Linear,
+                                .linear_bf16 = reference::LinearBf16,
                                 .embed = reference::Embed,
                                 .norm = reference::Norm,
                                 .rope_append = reference::RopeAppend,
@@ -35,6 +37,7 @@ constexpr OpTable kAvx2 = {.isa = "avx2",
                            .pack = PackPanels,
                            .pack_pieces = PackPanelPieces,
                            .linear = avx2::Linear,
+                           .linear_bf16 = avx2::LinearBf16,
                            .embed = avx2::Embed,
                            .norm = avx2::Norm,
                            .rope_append = avx2::RopeAppend,
@@ -47,6 +50,7 @@ constexpr OpTable kAvxVnni = {.isa = "avxvnni",
                               .pack = PackPanels,
                               .pack_pieces = PackPanelPieces,
                               .linear = avxvnni::Linear,
+                              .linear_bf16 = avx2::LinearBf16,
                               .embed = avx2::Embed,
                               .norm = avx2::Norm,
                               .rope_append = avx2::RopeAppend,
@@ -59,6 +63,7 @@ constexpr OpTable kAvx512Vnni = {.isa = "avx512vnni",
                                  .pack = PackPanels,
                                  .pack_pieces = PackPanelPieces,
                                  .linear = avx512vnni::Linear,
+                                 .linear_bf16 = avx512::LinearBf16,
                                  .embed = avx512::Embed,
                                  .norm = avx512::Norm,
                                  .rope_append = avx512::RopeAppend,
@@ -71,13 +76,15 @@ constexpr OpTable kAvx512Amx = {.isa = "avx512amx",
                                 .pack = PackPanels,
                                 .pack_pieces = PackPanelPieces,
                                 .linear = avx512amx::Linear,
+                                .linear_bf16 = avx512amx::LinearBf16,
                                 .embed = avx512::Embed,
                                 .norm = avx512::Norm,
                                 .rope_append = avx512::RopeAppend,
                                 .attention = avx512::Attention,
                                 .silu_mul = avx512::SiluMul,
                                 .sample = avx512::Sample,
-                                .linear_by_tiles = avx512amx::LinearByTiles};
+                                .linear_by_tiles = avx512amx::LinearByTiles,
+                                .may_use_bf16_tiles = avx512amx::MayUseBf16Tiles};
 
 }  // namespace
 

@@ -31,7 +31,7 @@ clocksource=jiffies lpj=1000000 clearcpuid=fsrm,erms"
 
 readonly PACKAGES=(bochsbios busybox-static ca-certificates cmake cpio curl g++ gcc grub-common grub-pc-bin libgtest-dev libgmock-dev lz4 make
                    mtools ninja-build patch vgabios xorriso xz-utils)
-readonly TESTS=(linear_parity_test float_parity_test attention_test float_math_test sample_test kernels_cpu_test)
+readonly TESTS=(linear_parity_test bf16_linear_test float_parity_test attention_test float_math_test sample_test kernels_cpu_test)
 
 # Which CPU model of the emulator has an instruction set; the last has AVX-VNNI and no AVX512.
 declare -rA MODELS=([avx512amx]=sapphire_rapids [avx512vnni]=tigerlake [avxvnni]=arrow_lake)
@@ -99,6 +99,7 @@ filter() {
   [[ "$2" != avx512amx ]] || floats=avx512vnni
   case "$1" in
     linear_parity_test) echo "*/$2:*/$2_*" ;;
+    bf16_linear_test) echo "*/$2:Bf16Tiles.OfThisMachineKeepToTheArithmetic" ;;
     float_parity_test | attention_test) echo "*/$floats" ;;
     float_math_test) echo 'Activation.*' ;;
     *) echo '*' ;;
