@@ -121,6 +121,8 @@ void Declare(cli::Options& options, Flags& flags) {
   options.Add("lm-head-dtype", flags.lm_head_dtype, "auto, fp16, int8 or int4");
   options.Add("quantize", flags.quantize,
               "Quantize a full-precision model at load: none, rtn-g128 or rtn-gchn");
+  options.Add("full-precision-dtype", flags.full_precision_dtype,
+              "Multiply full-precision linears in fp32 or bf16 (CPU only)");
   options.AddFlag("no-prefix-caching", flags.no_prefix_caching, "Compute every prompt anew");
   options.AddFlag("no-cuda-graphs", flags.no_cuda_graphs,
                   "Launch decoding steps kernel by kernel, not as CUDA graphs; CPUs have none");
@@ -184,6 +186,12 @@ absl::StatusOr<exec::ExecutorOptions> ExecutorOptionsOf(const Flags& flags, int 
   ASSIGN_OR_RETURN(options.kv_cache_dtype, exec::ParseKvCacheType(flags.kv_cache_dtype));
   ASSIGN_OR_RETURN(options.lm_head_dtype, exec::ParseLmHeadType(flags.lm_head_dtype));
   ASSIGN_OR_RETURN(options.quantize, exec::ParseQuantize(flags.quantize));
+  ASSIGN_OR_RETURN(options.full_precision_type,
+                   exec::ParseFullPrecisionType(flags.full_precision_dtype));
+  if (options.full_precision_type != kernels::FloatType::kF32 && flags.device == "cuda") {
+    return absl::InvalidArgumentError(
+        "--full-precision-dtype bf16 is for CPUs: GPUs serve no full-precision linears");
+  }
   return options;
 }
 

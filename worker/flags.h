@@ -34,6 +34,7 @@ struct Flags {
   std::string kv_cache_dtype = "auto";
   std::string lm_head_dtype = "auto";
   std::string quantize = "none";
+  std::string full_precision_dtype = "fp32";
   bool no_prefix_caching = false;
   bool no_cuda_graphs = false;
   int threads = 0;

@@ -24,6 +24,7 @@ using worker::exec::DirectRunner;
 using worker::exec::DirectRunnerOptions;
 
 constexpr double kTolerance = 1e-4;
+constexpr double kBf16Tolerance = 0.03;  // of linears in bf16, the head among them
 
 constexpr const char* kModels[] = {
     "llama-2", "llama-3", "llama-3.1", "llama-3.2", "llama-bias",    "llama-linear",  "llama-yarn",
@@ -65,8 +66,11 @@ std::unique_ptr<Checkpoint> WriteAndOpen(const TemporaryFolder& folder, const st
 }
 
 std::vector<float> LogitsOf(const Checkpoint& checkpoint, const std::vector<int32_t>& prompt,
-                            int64_t chunk = 0) {
-  const auto backend = MakeCpu();
+                            int64_t chunk = 0,
+                            kernels::FloatType linear_type = kernels::FloatType::kF32) {
+  auto made = kernels::CreateBackend({.device = "cpu", .threads = 1, .linear_type = linear_type});
+  QSERVE_CHECK_MSG(made.ok(), made.status().message());
+  const std::unique_ptr<kernels::Backend> backend = *std::move(made);
   worker::comm::LocalCommunicator alone(backend.get());
   auto runner = DirectRunner::Create(checkpoint, *backend, alone, FullPrecision());
   QSERVE_CHECK_MSG(runner.ok(), runner.status().ToString());
@@ -110,6 +114,18 @@ TEST_P(ModelGolden, AgreesWithTransformersInChunksOfAnySize) {
         kTolerance)
         << "chunks of " << chunk;
   }
+}
+
+TEST_P(ModelGolden, LinearsInBf16AreNearTransformersAndTheSameInAnyChunks) {
+  constexpr auto kBf16 = kernels::FloatType::kBf16;
+  const Golden golden = ReadGolden(GetParam());
+  const TemporaryFolder folder;
+  const auto checkpoint = WriteAndOpen(folder, ReadText(golden.path + ".config.json"));
+  const std::vector<float> whole = LogitsOf(*checkpoint, golden.prompt, 0, kBf16);
+  const double error = WorstError(whole, golden.logits, golden.vocabulary);
+  EXPECT_LT(error, kBf16Tolerance);
+  EXPECT_GT(error, kTolerance) << "this is not bf16";
+  EXPECT_EQ(LogitsOf(*checkpoint, golden.prompt, 7, kBf16), whole);
 }
 
 TEST_P(ModelGolden, ConfigurationOfTransformersFiveIsTheSameModel) {

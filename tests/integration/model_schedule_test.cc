@@ -170,5 +170,27 @@ TEST(ModelSchedule, OtherFormatsOfKeysValuesAndHeadKeepThePromise) {
   }
 }
 
+TEST(ModelSchedule, FullPrecisionLinearsInBf16KeepThePromise) {
+  ExecutorOptions options = Options(LoadQuantization::kNone);
+  options.kv_cache_memory = int64_t{32} << 20;
+  const auto in_fp32 = MakeRank(options);
+  options.full_precision_type = kernels::FloatType::kBf16;
+  const auto rank = MakeRank(options);
+  EXPECT_EQ(rank->description().device.kernel_family, "cpu-bf16");
+  EXPECT_NE(rank->description().numerics_id, in_fp32->description().numerics_id);
+  EXPECT_LT(rank->description().weight_bytes, in_fp32->description().weight_bytes * 3 / 4);
+  const std::vector<Drawn> whole = Draw(*rank, {}, Requests());
+  EXPECT_EQ(Draw(*rank, {.budget = 33, .pipelined = true}, Requests()), whole);
+  const std::vector<Request> requests = {Requests()[0], Requests()[1]};
+  const std::vector<Drawn> expected = Draw(*rank, {}, requests);
+  for (const std::string& isa : kernels::SupportedCpuIsas()) {
+    options.cpu_isa = isa;
+    options.threads = 2;
+    const auto other = MakeRank(options);
+    EXPECT_EQ(Draw(*other, {.budget = 64}, requests), expected) << isa;
+    EXPECT_EQ(other->description().numerics_id, rank->description().numerics_id);
+  }
+}
+
 }  // namespace
 }  // namespace qserve::tests

@@ -282,6 +282,11 @@ TEST(RankRefuses, WhatCannotBeServed) {
   EXPECT_EQ(status_of([](auto& o) { o.cpu_isa = "quantum"; }).code(),
             absl::StatusCode::kUnimplemented);
   EXPECT_EQ(status_of([](auto& o) {
+              o.full_precision_type = kernels::FloatType::kBf16;
+              o.quantize = worker::checkpoint::LoadQuantization::kRtnGroup128;
+            }).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status_of([](auto& o) {
               o.max_model_len = 1024;
               o.kv_cache_memory = 1 << 20;
             }).code(),

@@ -168,6 +168,8 @@ TEST(ProcessRefusal, FlagsThatCannotBeAreNamed) {
   worker({"--kv-cache-dtype", "int5"}, "int5");
   worker({"--lm-head-dtype", "int5"}, "int5");
   worker({"--quantize", "int5"}, "int5");
+  worker({"--full-precision-dtype", "fp16"}, "fp16");
+  worker({"--full-precision-dtype", "bf16", "--device", "cuda"}, "--full-precision-dtype");
   worker({"--listen", "nowhere"}, "--listen");
   worker({"--metrics-listen", "nowhere"}, "--metrics-listen");
   worker({"--listen", "256.0.0.1:1", "--metrics-listen", "127.0.0.1:0"}, "cannot listen");

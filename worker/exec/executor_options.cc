@@ -49,13 +49,19 @@ absl::StatusOr<checkpoint::LoadQuantization> ParseQuantize(std::string_view text
                                    {"rtn-gchn", LoadQuantization::kRtnPerChannel}});
 }
 
+absl::StatusOr<kernels::FloatType> ParseFullPrecisionType(std::string_view text) {
+  using kernels::FloatType;
+  return Choose<FloatType>("full-precision-dtype", text,
+                           {{"fp32", FloatType::kF32}, {"bf16", FloatType::kBf16}});
+}
+
 uint64_t GroupConfigHash(const ExecutorOptions& options) {
   const std::string text =
-      fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}|{}", options.device, options.tensor_parallel_size,
+      fmt::format("{}|{}|{}|{}|{}|{}|{}|{}|{}|{}|{}", options.device, options.tensor_parallel_size,
                   options.max_model_len, options.max_num_seqs, options.max_num_batched_tokens,
                   options.kv_cache_memory, static_cast<int>(options.kv_cache_dtype),
                   static_cast<int>(options.lm_head_dtype), static_cast<int>(options.quantize),
-                  options.record_steps);
+                  options.record_steps, static_cast<int>(options.full_precision_type));
   return HashSpan(std::span<const char>(text));
 }
 

@@ -26,6 +26,8 @@ struct ExecutorOptions {
   // least `threads` of them, or none: the threads go where they like.
   std::vector<int> processors;
   std::string cpu_isa = "auto";
+  // How linears of a full-precision model are multiplied: kF32, or on a CPU kBf16.
+  kernels::FloatType full_precision_type = kernels::FloatType::kF32;
   int rank = 0;
   int tensor_parallel_size = 1;
   int32_t max_model_len = 0;  // 0: what the model was made for
@@ -43,6 +45,7 @@ absl::StatusOr<KvCacheType> ParseKvCacheType(std::string_view text);  // auto|in
 absl::StatusOr<model::LmHeadType> ParseLmHeadType(std::string_view text);  // auto|fp16|int8|int4
 absl::StatusOr<checkpoint::LoadQuantization> ParseQuantize(
     std::string_view text);  // none|rtn-g128|rtn-gchn
+absl::StatusOr<kernels::FloatType> ParseFullPrecisionType(std::string_view text);  // fp32|bf16
 
 // A hash of everything that must be equal on all ranks: compared at start-up, so that a group never
 // runs with mixed flags.

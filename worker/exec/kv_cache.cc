@@ -83,7 +83,7 @@ int64_t KvBytesPerToken(std::span<const KvShape> shapes) {
 
 int64_t KvMemoryOfRank(int64_t kv_cache_memory, int ranks, const kernels::Backend& backend) {
   if (kv_cache_memory > 0) return kv_cache_memory / ranks;
-  if (backend.info().kernel_family == "cpu") {
+  if (backend.info().kernel_family.starts_with("cpu")) {
     return std::min(kMostDefaultBytes, backend.info().memory_bytes / 4) / ranks;
   }
   return backend.AvailableMemory() / 100 * kDevicePercent;

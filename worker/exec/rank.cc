@@ -137,12 +137,20 @@ class Rank::Builder {
 
   absl::Status MakeBackend() {
     ASSIGN_OR_RETURN(checkpoint_, checkpoint::Checkpoint::Open(options_.model_dir));
+    if (options_.full_precision_type != kernels::FloatType::kF32 &&
+        model::LinearFormat(checkpoint_->config(), options_.quantize) !=
+            kernels::WeightFormat::kFloat) {
+      return absl::InvalidArgumentError(
+          "full-precision-dtype bf16 is for models whose linears are in full precision; those of "
+          "this one are quantized");
+    }
     ASSIGN_OR_RETURN(
         rank_->backend_,
         model::ToAbsl(backend_factory_({.device = options_.device,
                                         .ordinal = options_.device_ordinal,
                                         .threads = threads_,
                                         .cpu_isa = options_.cpu_isa,
+                                        .linear_type = options_.full_precision_type,
                                         .model_type = checkpoint_->config().float_type})));
     RETURN_IF_ERROR(BindThreads());
     rank_->description_.device = rank_->backend_->info();
