@@ -178,7 +178,8 @@ TEST(TensorSet, SaysWhichShardIsMissing) {
   ExpectError(TensorSet::Open(root.path()).status(), absl::StatusCode::kNotFound,
               "neither model.safetensors");
   WriteTextFile(root / "pytorch_model.bin", "x");
-  ExpectError(TensorSet::Open(root.path()).status(), absl::StatusCode::kNotFound, "converted to safetensors");
+  ExpectError(TensorSet::Open(root.path()).status(), absl::StatusCode::kNotFound,
+              "converted to safetensors");
 }
 
 TEST(TensorSet, AnIndexStaysInItsDirectory) {
