@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # The tables of docs/ACCURACY.md, one row after the other: quantizes, measures, prints. By hand; a row takes a minute or two on two cores.
 #
-#   tests/accuracy/accuracy.sh BUILD_DIR MODEL_DIR WORK_DIR steps|outliers
+#   tests/accuracy/accuracy.sh BUILD_DIR MODEL_DIR WORK_DIR steps|smoothing|outliers [PATTERN]
 #
+# Only the rows whose name matches PATTERN, a regular expression, are made; without one all are.
 # MODEL_DIR has calibration.txt and heldout.txt beside the model, as the demo model has.
 set -euo pipefail
 
-[[ $# -eq 4 ]] || { sed -n '2,6p' "$0"; exit 2; }
-readonly BIN="$1/bin" MODEL="$2" WORK="$3" WHAT="$4"
+[[ $# -eq 4 || $# -eq 5 ]] || { sed -n '2,7p' "$0"; exit 2; }
+readonly BIN="$1/bin" MODEL="$2" WORK="$3" WHAT="$4" PATTERN="${5:-.}"
 readonly TEXT="$MODEL/heldout.txt" CALIBRATION="$MODEL/calibration.txt"
 
 # evaluate NAME DIR REFERENCE
@@ -20,6 +21,7 @@ evaluate() {
 row() {
   local name="$1" source="$2"
   shift 2
+  [[ "$name" =~ $PATTERN ]] || return 0
   rm -rf "$WORK/row"
   "$BIN/qserve-quantize" --model "$source" --output "$WORK/row" --calibration "$CALIBRATION" --log-level warn "$@"
   evaluate "$name" "$WORK/row" "$source"
@@ -42,6 +44,13 @@ steps() {
   row "the same: qoq-gchn" "$MODEL" --recipe qoq-gchn
 }
 
+# Against the row of steps with 32 windows and alpha searched, which is the first here.
+smoothing() {
+  row "32 windows" "$MODEL" --recipe qoq-g128 --calibration-samples 32
+  row "smooth-o" "$MODEL" --recipe qoq-g128 --calibration-samples 32 --smooth-o on
+  row "smooth-down" "$MODEL" --recipe qoq-g128 --calibration-samples 32 --smooth-down on
+}
+
 outliers() {
   local kind
   for kind in keys:20 down:30 residual:1 key-bias:20; do
@@ -54,6 +63,6 @@ outliers() {
 
 mkdir -p "$WORK"
 case "$WHAT" in
-  steps | outliers) "$WHAT" ;;
-  *) sed -n '2,6p' "$0"; exit 2 ;;
+  steps | smoothing | outliers) "$WHAT" ;;
+  *) sed -n '2,7p' "$0"; exit 2 ;;
 esac
