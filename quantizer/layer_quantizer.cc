@@ -6,6 +6,7 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "kernels/quant/half.h"
+#include "quantizer/attention_clip.h"
 #include "quantizer/block_transformer.h"
 #include "quantizer/calibration/gram.h"
 #include "quantizer/solve/gptq.h"
@@ -26,6 +27,15 @@ kernels::KvFormat KvFormatOf(int bits) {
   return bits == 4   ? kernels::KvFormat::kInt4
          : bits == 8 ? kernels::KvFormat::kInt8
                      : kernels::KvFormat::kF16;
+}
+
+absl::StatusOr<kernels::LinearWeight> Solve(const FloatLinear& linear, const MatrixF& target,
+                                            const MatrixD& moments,
+                                            const solve::SolveOptions& options) {
+  absl::StatusOr<kernels::LinearWeight> rounded = solve::SolveLinear(target, moments, options);
+  if (rounded.ok()) return rounded;
+  return absl::InvalidArgumentError(
+      fmt::format("{}: {}", linear.name, std::string(rounded.status().message())));
 }
 
 }  // namespace
@@ -115,28 +125,46 @@ absl::Status LayerQuantizer::QuantizeStage(Stage stage, const BlockWeights& bloc
     ASSIGN_OR_RETURN(input, Collect(stage, streams));
   }
   std::vector<const kernels::LinearWeight*> parts;
+  std::array<MatrixF, kLinearCount> targets;
   for (const LinearIndex i : LinearsOf(stage)) {
     RETURN_IF_ERROR(check_());
     const FloatLinear& linear = block[i];
-    MatrixF target = linear.weight;
+    MatrixF& target = targets[i];
+    target = linear.weight;
     if (runner_ != nullptr) {
       ASSIGN_OR_RETURN(target, Corrected(linear.weight, input));
     } else {
       input.moments = MatrixD::Identity(target.cols(), target.cols());
     }
-    absl::StatusOr<kernels::LinearWeight> rounded =
-        solve::SolveLinear(target, input.moments, settings_.solve);
-    if (!rounded.ok()) {
-      return absl::InvalidArgumentError(
-          fmt::format("{}: {}", linear.name, std::string(rounded.status().message())));
-    }
+    ASSIGN_OR_RETURN(kernels::LinearWeight rounded,
+                     Solve(linear, target, input.moments, settings_.solve));
     LOG_DEBUG("{}: relative error {:.2e}", linear.name,
-              solve::RelativeError(target, *rounded, input.moments));
+              solve::RelativeError(target, rounded, input.moments));
     for (int64_t n = 0; n < linear.bias.size(); ++n) {
-      rounded->bias.push_back(kernels::RoundToHalf(linear.bias[n]));
+      rounded.bias.push_back(kernels::RoundToHalf(linear.bias[n]));
     }
-    to.linears[i] = *std::move(rounded);
+    to.linears[i] = std::move(rounded);
     parts.push_back(&to.linears[i]);
+  }
+  if (stage == Stage::kQkv && settings_.clip_attention.enabled) {
+    const auto solve = [&](LinearIndex i, double ratio) -> absl::StatusOr<kernels::LinearWeight> {
+      RETURN_IF_ERROR(check_());
+      solve::SolveOptions options = settings_.solve;
+      options.clip_search = true;
+      options.fixed_ratio = ratio;
+      return Solve(block[i], targets[i], input.moments, options);
+    };
+    ASSIGN_OR_RETURN(const AttentionClipErrors errors,
+                     ClipByAttention(settings_.clip_attention,
+                                     {.block = block,
+                                      .runner = *runner_,
+                                      .exact = exact_,
+                                      .rounded = rounded_,
+                                      .exact_hidden = streams.exact,
+                                      .rounded_hidden = streams.rounded},
+                                     solve, to.linears));
+    LOG_DEBUG("attention of block {}: clipping takes its error from {:.4g} to {:.4g}", block.layer,
+              errors.before.sum(), errors.after.sum());
   }
   return runner_ != nullptr ? runner_->Replace(stage, parts, rounded_) : absl::OkStatus();
 }

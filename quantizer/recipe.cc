@@ -55,9 +55,9 @@ absl::StatusOr<const Recipe*> FindRecipe(std::string_view name) {
 
 bool NeedsCalibration(const Settings& settings) {
   const transform::TransformOptions& transform = settings.transform;
-  return settings.solve.gptq || settings.correct_inputs > 0 || transform.attention.enabled ||
-         transform.o_proj.enabled || transform.down_proj.enabled || transform.reorder ||
-         transform.values == transform::ValueTransform::kBalanced;
+  return settings.solve.gptq || settings.clip_attention.enabled || settings.correct_inputs > 0 ||
+         transform.attention.enabled || transform.o_proj.enabled || transform.down_proj.enabled ||
+         transform.reorder || transform.values == transform::ValueTransform::kBalanced;
 }
 
 int64_t ColumnMultiple(Scheme scheme) { return scheme == Scheme::kQoqGroup128 ? 128 : 32; }

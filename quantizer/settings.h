@@ -10,6 +10,14 @@
 
 namespace qserve::quantizer {
 
+// Clipping of q_proj and k_proj by the error of the attention output, for each kv head.
+struct ClipAttentionOptions {
+  bool enabled = false;
+  int64_t windows = 4;          // of the calibration text, that it looks at
+  double smallest_ratio = 0.7;  // of a row's or group's range, down from 1
+  int steps = 6;
+};
+
 struct Settings {
   transform::TransformOptions transform;
   solve::SolveOptions solve;
@@ -17,7 +25,8 @@ struct Settings {
   // they can, 0 nothing.
   double correct_inputs = 1;
   double correction_damping = 0.01;  // of the mean moment
-  bool int8_inputs = true;           // moments are taken of inputs as rounded to int8
+  ClipAttentionOptions clip_attention;
+  bool int8_inputs = true;  // moments are taken of inputs as rounded to int8
   int kv_bits = 4;
   int lm_head_bits = 8;  // recorded in the checkpoint
 

@@ -47,17 +47,22 @@ struct GroupChoice {
 };
 
 // The best integer scale and offset for values already divided by the row's scale.
-GroupChoice ChooseGroup(const float* w8, const float* importance, int64_t count, bool free_zero,
-                        double smallest_ratio) {
+GroupChoice ChooseGroup(const float* w8, const float* importance, int64_t count,
+                        const SolveOptions& options) {
+  const bool free_zero = options.free_zero;
   const auto [low_at, high_at] = std::minmax_element(w8, w8 + count);
   const float low = free_zero ? *low_at : std::min(*low_at, 0.0f);
   const float high = free_zero ? *high_at : std::max(*high_at, 0.0f);
   const float range = high - low;
   GroupChoice best;
-  const int largest = std::clamp(static_cast<int>(std::ceil(range / kLargestCode)), 1, 17);
-  const int smallest = std::clamp(
-      static_cast<int>(std::floor(static_cast<float>(smallest_ratio) * range / kLargestCode)), 1,
-      largest);
+  int largest = std::clamp(static_cast<int>(std::ceil(range / kLargestCode)), 1, 17);
+  int smallest = std::clamp(static_cast<int>(std::floor(static_cast<float>(options.smallest_ratio) *
+                                                        range / kLargestCode)),
+                            1, largest);
+  if (options.fixed_ratio > 0) {
+    const float kept = static_cast<float>(options.fixed_ratio) * range / kLargestCode;
+    smallest = largest = std::clamp(static_cast<int>(std::nearbyint(kept)), 1, largest);
+  }
   for (int scale = smallest; scale <= largest; ++scale) {
     const auto try_offset = [&](int offset) {
       if (offset < -128 || offset + 15 * scale > 127) return;
@@ -98,8 +103,7 @@ float ChooseRow(const float* weights, const float* importance, int64_t k, float 
   for (size_t g = 0; g < groups.size(); ++g) {
     const auto begin = static_cast<int64_t>(g) * kWeightGroup;
     groups[g] = ChooseGroup(w8.data() + begin, importance + begin,
-                            std::min<int64_t>(kWeightGroup, k - begin), options.free_zero,
-                            options.smallest_ratio);
+                            std::min<int64_t>(kWeightGroup, k - begin), options);
     error += groups[g].error * scale * scale;
   }
   return error;
@@ -154,6 +158,14 @@ void SearchChannelRow(const MatrixF& weights, const VectorF& importance, int64_t
   };
   float best_ratio = 1;
   const double step = (1 - options.smallest_ratio) / std::max(1, options.ratios - 1);
+  if (options.fixed_ratio > 0) {  // of this width, wherever it errs least
+    const auto ratio = static_cast<float>(options.fixed_ratio);
+    for (int a = -3; a <= 3; ++a) {
+      const float shift = static_cast<float>(step) * static_cast<float>(a);
+      attempt(ratio + shift, ratio - shift);
+    }
+    return;
+  }
   for (int i = 0; i < options.ratios; ++i) {
     const auto ratio = static_cast<float>(1 - step * i);
     const float before = best_error;

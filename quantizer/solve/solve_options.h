@@ -14,6 +14,9 @@ struct SolveOptions {
   bool clip_search = true;
   double smallest_ratio = 0.6;  // of the range that is kept
   int ratios = 20;
+  // Part of the range that every group keeps, for choosing it by something else than the inputs'
+  // moments; 0: searched for.
+  double fixed_ratio = 0;
   bool free_zero = true;  // zeros need not be multiples of the group's scale
 
   bool gptq = true;

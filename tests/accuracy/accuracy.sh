@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tables of docs/ACCURACY.md, one row after the other: quantizes, measures, prints. By hand; a row takes a minute or two on two cores.
 #
-#   tests/accuracy/accuracy.sh BUILD_DIR MODEL_DIR WORK_DIR steps|smoothing|outliers [PATTERN]
+#   tests/accuracy/accuracy.sh BUILD_DIR MODEL_DIR WORK_DIR steps|smoothing|clipping|outliers [PATTERN]
 #
 # Only the rows whose name matches PATTERN, a regular expression, are made; without one all are.
 # MODEL_DIR has calibration.txt and heldout.txt beside the model, as the demo model has.
@@ -51,6 +51,14 @@ smoothing() {
   row "smooth-down" "$MODEL" --recipe qoq-g128 --calibration-samples 32 --smooth-down on
 }
 
+clipping() {
+  local recipe
+  for recipe in qoq-g128 qoq-gchn; do
+    row "$recipe, 16 windows" "$MODEL" --recipe "$recipe" --calibration-samples 16
+    row "$recipe, 16 windows, clip-attention" "$MODEL" --recipe "$recipe" --calibration-samples 16 --clip-attention on
+  done
+}
+
 outliers() {
   local kind
   for kind in keys:20 down:30 residual:1 key-bias:20; do
@@ -63,6 +71,6 @@ outliers() {
 
 mkdir -p "$WORK"
 case "$WHAT" in
-  steps | smoothing | outliers) "$WHAT" ;;
+  steps | smoothing | clipping | outliers) "$WHAT" ;;
   *) sed -n '2,7p' "$0"; exit 2 ;;
 esac
