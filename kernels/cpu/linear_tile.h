@@ -184,28 +184,45 @@ typename V::Float Output(const EpilogueArgs& e, typename V::Int acc, int token, 
   return e.bias == nullptr ? y : V::Add(y, V::LoadFloat(e.bias + row));
 }
 
-// acc + the sum over groups of offset * (sum of the token's codes in the group), two groups at a
-// time.
-template <class V>
-typename V::Int AddOffsets(const EpilogueArgs& e, typename V::Int acc, int token, int row) {
-  const int16_t* offsets = e.offsets + row / kPanelRows * e.offset_count + row % kPanelRows * 2;
-  const int16_t* sums = e.x_sums + token * e.group_pairs * 2;
+// c += the sum over groups of offset * (sum of the token's codes in the group), two groups at a
+// time, for kTokens tokens from `first`, which share the reading of the offsets.
+template <class V, int kTokens>
+void AddOffsets(const EpilogueArgs& e, int first) {
+  constexpr int kUnitRows = 2 * V::kLanes;
+  const int16_t* low = e.offsets;
+  const int16_t* high =
+      e.offsets + V::kLanes / kPanelRows * e.offset_count + V::kLanes % kPanelRows * 2;
+  int32_t* c = e.c + first * kUnitRows;
+  typename V::Int acc[kTokens][2] = {};
   for (int64_t pair = 0; pair < e.group_pairs; ++pair) {
-    acc = V::AddPairs(acc, offsets + pair * kPanelRows * 2, sums + pair * 2);
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+      const int16_t* sums = e.x_sums + ((first + t) * e.group_pairs + pair) * 2;
+      acc[t][0] = V::AddPairs(acc[t][0], low + pair * kPanelRows * 2, sums);
+      acc[t][1] = V::AddPairs(acc[t][1], high + pair * kPanelRows * 2, sums);
+    }
   }
-  return acc;
+#pragma GCC unroll 4
+  for (int t = 0; t < kTokens; ++t) {
+    V::Flush8(c + t * kUnitRows, acc[t][0]);
+    V::Flush8(c + t * kUnitRows + V::kLanes, acc[t][1]);
+  }
 }
 
 template <class V>
 void Epilogue(const EpilogueArgs& e) {
   constexpr int kUnitRows = 2 * V::kLanes;
+  if (e.offsets != nullptr) {
+    int first = 0;
+    for (; first + 4 <= e.tokens; first += 4) AddOffsets<V, 4>(e, first);
+    for (; first < e.tokens; ++first) AddOffsets<V, 1>(e, first);
+  }
   for (int t = 0; t < e.tokens; ++t) {
     float partial[kUnitRows];
     const bool whole = e.rows == kUnitRows;
     float* out = whole ? e.out + t * e.out_stride : partial;
     for (int row = 0; row < kUnitRows; row += V::kLanes) {
       typename V::Int acc = V::LoadInt(e.c + t * kUnitRows + row);
-      if (e.offsets != nullptr) acc = AddOffsets<V>(e, acc, t, row);
       if (e.row_sum_factor != 0)
         acc = V::AddInt(acc, V::BroadcastInt(e.row_sum_factor * e.row_sum[t]));
       V::StoreFloat(out + row, Output<V>(e, acc, t, row));
