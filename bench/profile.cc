@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "bench/statistics.h"
-#include "common/check.h"
 #include "common/clock.h"
+#include "kernels/forwarding_backend.h"
 
 namespace qserve::bench {
 namespace {
@@ -16,90 +16,69 @@ using kernels::Status;
 using kernels::StatusOr;
 using Json = nlohmann::ordered_json;
 
-class Profiled final : public kernels::Backend {
+class Profiled final : public kernels::ForwardingBackend {
  public:
   Profiled(Profile& profile, std::unique_ptr<kernels::Backend> inner)
-      : profile_(profile), inner_(std::move(inner)), last_end_(clock_.Now()) {}
+      : ForwardingBackend(*inner),
+        profile_(profile),
+        owned_(std::move(inner)),
+        last_end_(clock_.Now()) {}
 
-  const kernels::DeviceInfo& info() const override { return inner_->info(); }
-  StatusOr<kernels::Buffer> Allocate(int64_t bytes, std::string_view purpose) override {
-    return inner_->Allocate(bytes, purpose);  // freed by the inner one
-  }
   void CopyToDevice(void* device, const void* host, int64_t bytes) override {
-    Time("copy", [&] { inner_->CopyToDevice(device, host, bytes); });
+    Time("copy", [&] { ForwardingBackend::CopyToDevice(device, host, bytes); });
   }
   void CopyToHost(void* host, const void* device, int64_t bytes) override {
-    Time("copy", [&] { inner_->CopyToHost(host, device, bytes); });
-  }
-  int64_t AvailableMemory() const override { return inner_->AvailableMemory(); }
-  std::vector<kernels::MemoryUse> MemoryLedger() const override { return inner_->MemoryLedger(); }
-  Status BindThread(int thread, int processor) override {
-    return inner_->BindThread(thread, processor);
+    Time("copy", [&] { ForwardingBackend::CopyToHost(host, device, bytes); });
   }
 
   StatusOr<std::unique_ptr<kernels::PackedLinear>> Pack(
       const kernels::LinearWeight& weight) override {
     const TimePoint begin = clock_.Now();
-    auto packed = inner_->Pack(weight);
+    auto packed = ForwardingBackend::Pack(weight);
     profile_.AddLoading("pack", ToSeconds(clock_.Now() - begin));
     return packed;
-  }
-  bool PacksPieces(kernels::WeightFormat format) const override {
-    return inner_->PacksPieces(format);
   }
   StatusOr<std::unique_ptr<kernels::PackedLinear>> PackPieces(
       int64_t rows, const kernels::RowReader& read) override {
     const TimePoint begin = clock_.Now();
-    auto packed = inner_->PackPieces(rows, read);
+    auto packed = ForwardingBackend::PackPieces(rows, read);
     profile_.AddLoading("pack in pieces, reading included", ToSeconds(clock_.Now() - begin));
     return packed;
   }
 
   void Embed(const kernels::EmbedArgs& args) override {
     step_.tokens += std::ssize(args.token_ids);
-    Time("embed", [&] { inner_->Embed(args); });
+    Time("embed", [&] { ForwardingBackend::Embed(args); });
   }
   void Norm(const kernels::NormArgs& args) override {
-    Time("norm", [&] { inner_->Norm(args); });
+    Time("norm", [&] { ForwardingBackend::Norm(args); });
   }
   void Linear(const kernels::LinearArgs& args) override {
     const std::string name = fmt::format("linear {} x {}", args.weight->n, args.weight->k);
-    Time(name, [&] { inner_->Linear(args); });
+    Time(name, [&] { ForwardingBackend::Linear(args); });
   }
   void RopeAppend(const kernels::RopeAppendArgs& args) override {
-    Time("rope, append", [&] { inner_->RopeAppend(args); });
+    Time("rope, append", [&] { ForwardingBackend::RopeAppend(args); });
   }
   void Attention(const kernels::AttentionArgs& args) override {
     step_.decodes = std::ssize(args.sequences) == step_.tokens;
-    Time("attention", [&] { inner_->Attention(args); });
+    Time("attention", [&] { ForwardingBackend::Attention(args); });
   }
   void SiluMul(const kernels::SiluMulArgs& args) override {
-    Time("silu, mul", [&] { inner_->SiluMul(args); });
+    Time("silu, mul", [&] { ForwardingBackend::SiluMul(args); });
   }
   void Sample(const kernels::SampleArgs& args) override {
-    Time("sample", [&] { inner_->Sample(args); });
+    Time("sample", [&] { ForwardingBackend::Sample(args); });
   }
 
   Status Run(uint64_t key, const std::function<void()>& step) override {
-    return Step([&] { return inner_->Run(key, step); });
+    return Step([&] { return ForwardingBackend::Run(key, step); });
   }
   Status Begin(uint64_t key, const std::function<void()>& step) override {
-    return Step([&] { return inner_->Begin(key, step); });
+    return Step([&] { return ForwardingBackend::Begin(key, step); });
   }
-  Status Finish() override { return inner_->Finish(); }
-  Status Record(uint64_t key, const std::function<void()>& step) override {
-    return inner_->Record(key, step);
-  }
-  void EndRecorded() override { inner_->EndRecorded(); }
   void ReadAtFinish(void* host, const void* device, int64_t bytes) override {
-    Time("copy", [&] { inner_->ReadAtFinish(host, device, bytes); });
-  }
-  void Synchronize() override { inner_->Synchronize(); }
-  void Fail(Status status) override { inner_->Fail(std::move(status)); }
-
- protected:
-  void Free(void* /*data*/, int64_t /*bytes*/) override {
-    QSERVE_CHECK(false && "buffers belong to the inner backend");
+    Time("copy", [&] { ForwardingBackend::ReadAtFinish(host, device, bytes); });
   }
 
  private:
@@ -123,7 +102,7 @@ class Profiled final : public kernels::Backend {
 
   const SteadyClock clock_;
   Profile& profile_;
-  const std::unique_ptr<kernels::Backend> inner_;
+  const std::unique_ptr<kernels::Backend> owned_;
   // Of the thread that runs steps.
   TimePoint last_end_;
   StepTime step_;

@@ -21,13 +21,13 @@ void TappedBackend::Know(const worker::model::ModelWeights& weights) {
 
 void TappedBackend::Linear(const kernels::LinearArgs& args) {
   const auto place = places_.find(args.weight);
-  if (place == places_.end()) return inner_.Linear(args);
+  if (place == places_.end()) return ForwardingBackend::Linear(args);
   // A weight that takes int8 has its rows rounded by the real kernels.
   if (round_inputs_ && !kernels::TakesInt8(args.weight->format)) {
     const auto divisor = divisors_.find(place->second);
     RoundRows(args.x, divisor == divisors_.end() ? nullptr : &divisor->second);
   }
-  inner_.Linear(args);
+  ForwardingBackend::Linear(args);
   if (listener_) listener_(place->second, args.out);
 }
 

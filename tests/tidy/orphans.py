@@ -1,4 +1,4 @@
-"""Nothing lies about unused or unexplained: sources are built, headers included, folders described."""
+"""Nothing lies about unused or unexplained: sources are built, headers included, calls forwarded, folders described."""
 
 import posixpath
 import re
@@ -10,6 +10,7 @@ RULE = "orphan"
 _COMMENT = re.compile(r"#[^\n]*")
 _TOKEN = re.compile(r'[^\s()";]+')
 _OWN_FOLDER = ("${CMAKE_CURRENT_SOURCE_DIR}/", "${CMAKE_CURRENT_LIST_DIR}/")
+_VIRTUAL = re.compile(r"\bvirtual\b[^;{(]*?(?<!~)\b(\w+)\(")  # a function, no destructor
 _GLOB = re.compile(r"\bfile\s*\(\s*GLOB", re.IGNORECASE)
 
 
@@ -55,6 +56,18 @@ def check_included(files):
             yield source.at(1, RULE, "nothing includes this header")
 
 
+def check_forwarded(files):
+    """forwarding_X.h overrides every virtual function of X.h beside it: one with a body of its own would be lost without a word."""
+    by_path = {source.path: "\n".join(source.code) for source in files if source.suffix == ".h"}
+    for source in files:
+        base = by_path.get(source.path.replace("/forwarding_", "/"))
+        if not source.name.startswith("forwarding_") or base is None:
+            continue
+        for name in _VIRTUAL.findall(base):
+            if not re.search(rf"\b{name}\([^;{{]*\boverride\b", by_path[source.path]):
+                yield source.at(1, RULE, f"this class does not forward {name}")
+
+
 def check_rust_modules(files):
     """A Rust file is the root of a crate or is named by a `mod`."""
     rust = [source for source in files if source.suffix == ".rs"]
@@ -81,5 +94,6 @@ def check_readmes(files):
 def check(files):
     yield from check_built(files)
     yield from check_included(files)
+    yield from check_forwarded(files)
     yield from check_rust_modules(files)
     yield from check_readmes(files)

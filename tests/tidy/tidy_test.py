@@ -281,6 +281,15 @@ class OrphanTest(TidyTest):
         self.write({"common/lost.h": "#pragma once\n"})
         self.assert_one("common/lost.h:1: [orphan]", "nothing includes")
 
+    def test_function_that_is_not_forwarded(self):
+        base = ("class A {\n  virtual ~A() = default;\n  virtual std::vector<int> F(int (*f)(int)) const { return {}; }\n"
+                "  virtual void G() = 0;  // no virtual Comment()\n};\n")
+        self.write({"common/clock.cc": '#include "common/clock.h"\n#include "common/a.h"\n#include "common/forwarding_a.h"\n',
+                    "common/a.h": base, "common/forwarding_a.h": "void F() const override { }\nvoid G() override { a.G(); a.F(); }\n"})
+        self.assert_clean()
+        self.write({"common/forwarding_a.h": "void G() override { a.G(); a.F(); }\n"})
+        self.assert_one("common/forwarding_a.h:1: [orphan]", "does not forward F")
+
     def test_rust_file_without_mod(self):
         self.write({"common/rust/README.md": "#\n", "common/rust/Cargo.toml": "\n", "common/rust/src/lib.rs": "mod a;\n",
                     "common/rust/src/a.rs": "\n", "common/rust/src/lost.rs": "\n"})
