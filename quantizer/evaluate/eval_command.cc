@@ -87,9 +87,7 @@ absl::Status Run(const Flags& flags, const std::atomic<bool>& interrupted) {
   if (flags.plot.empty()) return absl::OkStatus();
   if (evaluation.layers.empty())
     return absl::InvalidArgumentError("nothing to plot: there is no report by layers");
-  const std::string title =
-      fmt::format("{}: {} against full precision", flags.model, evaluation.layers_setting);
-  return Write(flags.plot, LayerPlot(evaluation.layers, title));
+  return Write(flags.plot, LayerPlot(evaluation.layers, PlotTitle(flags.model, evaluation)));
 }
 
 }  // namespace
@@ -101,8 +99,9 @@ int EvalCommand(int argc, const char* const* argv, const std::atomic<bool>& inte
       "Measure what quantization costs a checkpoint: perplexity on a text with weights, "
       "activations and KV cache quantized, and the error of each layer");
   options.Add("model", flags.model, "Directory of the model, full precision or QoQ")->required();
-  options.Add("reference", flags.reference,
-              "Full-precision directory of the same model, to compare with");
+  options.Add(
+      "reference", flags.reference,
+      "Full-precision directory of the same model, to compare with: KL of each row from it");
   options.Add("text", flags.text, "UTF-8 text, or .jsonl with a member \"text\"")->required();
   options.Add("max-tokens", flags.max_tokens, "Use this many tokens of the text; 0: all")
       ->check(CLI::NonNegativeNumber);

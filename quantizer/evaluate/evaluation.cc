@@ -77,6 +77,16 @@ void CompareWithFirst(const Perplexity& first, const Perplexity& other, EvalRow&
   row.delta_error_percent = 100 * std::exp(shift) * std::sqrt(square) / count;
 }
 
+void AverageDivergence(const std::vector<float>& divergence, EvalRow& row) {
+  const double count = static_cast<double>(divergence.size());
+  double sum = 0, square = 0;
+  for (const float value : divergence) sum += value;
+  const double mean = sum / count;
+  for (const float value : divergence) square += (value - mean) * (value - mean);
+  row.divergence = mean;
+  row.divergence_error = std::sqrt(square) / count;
+}
+
 class Evaluator {
  public:
   Evaluator(const EvalOptions& options, Directories directories, std::vector<int32_t> tokens)
@@ -94,6 +104,7 @@ class Evaluator {
   const std::vector<int32_t> tokens_;
   std::vector<Window> windows_;
   TrialOptions trial_;
+  std::unique_ptr<Trial> reference_;  // null: none given
   Perplexity first_;
   Evaluation result_;
 };
@@ -120,11 +131,18 @@ absl::StatusOr<Evaluation> Evaluator::Run() {
   if (settings.empty()) {
     ASSIGN_OR_RETURN(settings, DefaultSettings(directories_, options_));
   }
+  if (directories_.reference != nullptr) {
+    TrialOptions full = trial_;
+    full.lm_head = worker::model::LmHeadType::kAuto;
+    ASSIGN_OR_RETURN(reference_,
+                     Trial::Create(*directories_.reference, *ParseSetting("w16a16kv16"), full));
+  }
   for (const Setting& setting : settings) {
     ASSIGN_OR_RETURN(EvalRow row, Measure(setting));
     result_.rows.push_back(std::move(row));
   }
   if (!options_.comparisons.empty()) RETURN_IF_ERROR(Compare());
+  reference_.reset();
   if (options_.layers) RETURN_IF_ERROR(ReportLayers(settings));
   return std::move(result_);
 }
@@ -136,11 +154,15 @@ absl::StatusOr<EvalRow> Evaluator::Measure(const Setting& setting, const Smoothi
                    Trial::Create(source, setting, trial_, smoothing));
   Progress progress(setting.name + ", windows:", result_.windows, options_.terminal);
   const auto step = [&](int64_t done, int64_t) { progress.Step(done); };
-  ASSIGN_OR_RETURN(
-      Perplexity measured,
-      MeasurePerplexity(
-          trial->runner(), trial->backend(), tokens_, windows_,
-          {.threads = trial_.threads, .progress = step, .interrupted = options_.interrupted}));
+  Reference reference;
+  if (reference_ != nullptr)
+    reference = {.runner = &reference_->runner(), .backend = &reference_->backend()};
+  ASSIGN_OR_RETURN(Perplexity measured,
+                   MeasurePerplexity(trial->runner(), trial->backend(), tokens_, windows_,
+                                     {.threads = trial_.threads,
+                                      .reference = reference,
+                                      .progress = step,
+                                      .interrupted = options_.interrupted}));
   EvalRow row = {
       .setting = setting,
       .source = &source == directories_.reference.get() ? options_.reference : options_.model,
@@ -149,6 +171,7 @@ absl::StatusOr<EvalRow> Evaluator::Measure(const Setting& setting, const Smoothi
       .mean = measured.mean(),
       .perplexity = measured.perplexity()};
   row.hit_rate = static_cast<double>(measured.hits) / static_cast<double>(row.tokens);
+  if (reference_ != nullptr) AverageDivergence(measured.divergence, row);
   if (result_.rows.empty()) {
     first_ = std::move(measured);
   } else {

@@ -18,7 +18,7 @@ namespace qserve::quantizer {
 
 struct EvalOptions {
   std::string model;
-  std::string reference;  // full-precision directory, empty: none
+  std::string reference;  // full-precision directory, to measure divergence from; empty: none
   std::string text;
   int64_t max_tokens = 0;       // 0: all
   int64_t sequence_length = 0;  // 0: 2048, or what the model has
@@ -47,6 +47,10 @@ struct EvalRow {
   // measurements see the same tokens).
   double delta_percent = 0;
   double delta_error_percent = 0;
+  // With a reference directory: mean divergence of the next-token distribution from the one that
+  // the directory gives in full precision (Divergence, in nats), and its standard error.
+  std::optional<double> divergence;
+  double divergence_error = 0;
 };
 
 struct Evaluation {

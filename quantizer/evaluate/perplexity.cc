@@ -15,31 +15,59 @@ namespace {
 
 struct Score {
   float surprise = 0;
+  float divergence = 0;
   bool hit = false;
 };
 
+struct Normalizer {
+  float highest;
+  double log_sum;  // ln of the sum of exponentials, of logits less the highest
+};
+
 // In double: a vocabulary is a long sum.
-Score ScoreRow(std::span<const float> logits, int32_t token) {
-  const float wanted = logits[static_cast<size_t>(token)];
+Normalizer NormalizerOf(std::span<const float> logits) {
   float highest = logits[0];
   for (const float logit : logits) highest = std::max(highest, logit);
   double sum = 0;
   for (const float logit : logits) sum += std::exp(logit - highest);
-  return {static_cast<float>(std::log(sum) + double{highest} - double{wanted}), wanted == highest};
+  return {highest, std::log(sum)};
 }
 
-// Rows are independent, so that the number of threads changes nothing.
-void ScoreRows(std::span<const float> logits, std::span<const int32_t> tokens,
-               std::span<Score> scores, int threads) {
+Score ScoreRow(std::span<const float> logits, int32_t token) {
+  const float wanted = logits[static_cast<size_t>(token)];
+  const auto [highest, log_sum] = NormalizerOf(logits);
+  return {.surprise = static_cast<float>(log_sum + double{highest} - double{wanted}),
+          .hit = wanted == highest};
+}
+
+// `reference` is empty or as large as `logits`. Rows are independent, so that the number of threads
+// changes nothing.
+void ScoreRows(std::span<const float> logits, std::span<const float> reference,
+               std::span<const int32_t> tokens, std::span<Score> scores, int threads) {
   const size_t count = tokens.size(), vocabulary = logits.size() / count;
   const size_t parts = std::min(count, static_cast<size_t>(std::max(threads, 1)));
   const auto work = [&](size_t part) {
-    for (size_t row = part; row < count; row += parts)
-      scores[row] = ScoreRow(logits.subspan(row * vocabulary, vocabulary), tokens[row]);
+    for (size_t row = part; row < count; row += parts) {
+      const auto own = logits.subspan(row * vocabulary, vocabulary);
+      scores[row] = ScoreRow(own, tokens[row]);
+      if (reference.empty()) continue;
+      scores[row].divergence =
+          static_cast<float>(Divergence(reference.subspan(row * vocabulary, vocabulary), own));
+    }
   };
   std::vector<std::jthread> others;
   for (size_t part = 1; part < parts; ++part) others.emplace_back(work, part);
   work(0);
+}
+
+// Rows from `skipped` on.
+void CopyRows(kernels::Backend& backend, kernels::Matrix<const float> logits, int64_t skipped,
+              std::vector<float>& host) {
+  host.resize(static_cast<size_t>((logits.rows - skipped) * logits.cols));
+  for (int64_t row = skipped; row < logits.rows; ++row) {
+    backend.CopyToHost(host.data() + (row - skipped) * logits.cols, logits.row(row),
+                       logits.cols * int64_t{sizeof(float)});
+  }
 }
 
 class Measurement {
@@ -58,7 +86,7 @@ class Measurement {
   worker::exec::DirectRunner& runner_;
   kernels::Backend& backend_;
   const MeasureOptions& options_;
-  std::vector<float> host_;
+  std::vector<float> host_, reference_host_;
   Perplexity result_;
 };
 
@@ -74,22 +102,32 @@ absl::Status Measurement::Add(std::span<const int32_t> tokens, int64_t scored) {
 
 absl::Status Measurement::AddStep(std::span<const int32_t> tokens, int64_t scored, int64_t first,
                                   kernels::Matrix<const float> logits) {
+  const Reference& reference = options_.reference;
+  if (reference.runner != nullptr) {
+    RETURN_IF_ERROR(reference.runner->Step(
+        tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(logits.rows)), first));
+  }
   // Row r predicts token first + r + 1.
   const int64_t skipped = std::clamp<int64_t>(scored - 1 - first, 0, logits.rows);
-  const int64_t rows = logits.rows - skipped;
-  if (rows == 0) return absl::OkStatus();
-  host_.resize(static_cast<size_t>(rows * logits.cols));
-  for (int64_t row = 0; row < rows; ++row) {
-    backend_.CopyToHost(host_.data() + row * logits.cols, logits.row(skipped + row),
-                        logits.cols * int64_t{sizeof(float)});
+  if (skipped == logits.rows) return absl::OkStatus();
+  CopyRows(backend_, logits, skipped, host_);
+  if (reference.runner != nullptr) {
+    const kernels::Matrix<const float> theirs = {
+        .data = reference.runner->model().logits().data,
+        .rows = logits.rows,
+        .cols = logits.cols,
+        .stride = reference.runner->model().logits().stride};
+    CopyRows(*reference.backend, theirs, skipped, reference_host_);
   }
-  std::vector<Score> scores(static_cast<size_t>(rows));
-  ScoreRows(host_, tokens.subspan(static_cast<size_t>(first + skipped + 1), scores.size()), scores,
+  std::vector<Score> scores(static_cast<size_t>(logits.rows - skipped));
+  ScoreRows(host_, reference_host_,
+            tokens.subspan(static_cast<size_t>(first + skipped + 1), scores.size()), scores,
             options_.threads);
   for (const Score& score : scores) {
-    if (!std::isfinite(score.surprise))
+    if (!std::isfinite(score.surprise) || !std::isfinite(score.divergence))
       return absl::InternalError("the model's logits are not finite");
     result_.surprise.push_back(score.surprise);
+    if (reference.runner != nullptr) result_.divergence.push_back(score.divergence);
     result_.hits += score.hit ? 1 : 0;
   }
   return absl::OkStatus();
@@ -108,6 +146,17 @@ std::vector<Window> MakeWindows(int64_t tokens, int64_t length, int64_t stride) 
     scored_end = begin + length;
   }
   return windows;
+}
+
+double Divergence(std::span<const float> reference, std::span<const float> model) {
+  const Normalizer theirs = NormalizerOf(reference), own = NormalizerOf(model);
+  double sum = 0;
+  for (size_t id = 0; id < reference.size(); ++id) {
+    const double log_theirs = double{reference[id]} - double{theirs.highest} - theirs.log_sum;
+    const double log_own = double{model[id]} - double{own.highest} - own.log_sum;
+    sum += std::exp(log_theirs) * (log_theirs - log_own);
+  }
+  return sum;
 }
 
 double Perplexity::mean() const {

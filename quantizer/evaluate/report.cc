@@ -38,20 +38,31 @@ std::string TextReport(const Evaluation& evaluation) {
   std::string text = fmt::format("{} windows of {} tokens, one every {}\n", evaluation.windows,
                                  evaluation.sequence_length, evaluation.stride);
   const size_t width = WidestName(evaluation);
-  text += fmt::format("{:<{}}  {:>5}  {:>10}  {:>8}  {:>8}  {:>7}  source\n", "setting", width,
-                      "head", "perplexity", "change", "+/-", "hits");
+  text += fmt::format("{:<{}}  {:>5}  {:>10}  {:>8}  {:>8}  {:>7}  {:>7}  source\n", "setting",
+                      width, "head", "perplexity", "change", "+/-", "KL", "hits");
   for (size_t i = 0; i < evaluation.rows.size(); ++i) {
     const EvalRow& row = evaluation.rows[i];
     const std::string change = i == 0 ? "" : fmt::format("{:+.2f} %", row.delta_percent);
     const std::string error = i == 0 ? "" : fmt::format("{:.2f} %", row.delta_error_percent);
-    text +=
-        fmt::format("{:<{}}  {:>5}  {:>10.4f}  {:>8}  {:>8}  {:>5.2f} %  {}\n", row.setting.name,
-                    width, row.head, row.perplexity, change, error, 100 * row.hit_rate, row.source);
+    const std::string kl = row.divergence ? fmt::format("{:.5f}", *row.divergence) : "";
+    text += fmt::format("{:<{}}  {:>5}  {:>10.4f}  {:>8}  {:>8}  {:>7}  {:>5.2f} %  {}\n",
+                        row.setting.name, width, row.head, row.perplexity, change, error, kl,
+                        100 * row.hit_rate, row.source);
   }
   if (!evaluation.layers_reason.empty())
     text += fmt::format("\nno report by layers: {}\n", evaluation.layers_reason);
   if (!evaluation.layers.empty()) text += LayerTable(evaluation);
   return text;
+}
+
+std::string PlotTitle(const std::string& model, const Evaluation& evaluation) {
+  std::string title =
+      fmt::format("{}: {} against full precision", model, evaluation.layers_setting);
+  for (const EvalRow& row : evaluation.rows) {
+    if (row.setting.name == evaluation.layers_setting && row.divergence)
+      title += fmt::format(", KL {:.4f}", *row.divergence);
+  }
+  return title;
 }
 
 std::string JsonReport(const Evaluation& evaluation) {
@@ -69,6 +80,9 @@ std::string JsonReport(const Evaluation& evaluation) {
                             {"hit_rate", row.hit_rate},
                             {"change_percent", row.delta_percent},
                             {"change_standard_error_percent", row.delta_error_percent}});
+    if (!row.divergence) continue;
+    json["rows"].back()["kl_divergence"] = *row.divergence;
+    json["rows"].back()["kl_standard_error"] = row.divergence_error;
   }
   if (!evaluation.layers.empty()) {
     json["layers_setting"] = evaluation.layers_setting;

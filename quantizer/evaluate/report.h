@@ -10,7 +10,11 @@ namespace qserve::quantizer {
 // The table of settings, then that of the layers, a line each.
 std::string TextReport(const Evaluation& evaluation);
 
-// The same figures, unrounded; ends with a newline. An infinite ratio is null.
+// Of the plot: what its layers are of, and what that setting cost as a whole.
+std::string PlotTitle(const std::string& model, const Evaluation& evaluation);
+
+// The same figures, unrounded; ends with a newline. An infinite ratio is null, a
+// divergence without a reference absent.
 std::string JsonReport(const Evaluation& evaluation);
 
 }  // namespace qserve::quantizer

@@ -1,5 +1,5 @@
 // Which parts of a model are quantized in one measurement: a row of the table that `eval` prints.
-// Named by flags, read by measure.cc; constant data.
+// Named by flags, read by trial.cc; constant data.
 #pragma once
 
 #include <string>

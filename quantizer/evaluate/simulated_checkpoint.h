@@ -1,6 +1,6 @@
 // A checkpoint whose block linears are floating point again: quantized weights read back, or
 // full-precision ones put through a quantizer and read back. So the error of weights can be seen
-// without that of activations. Made by measure.cc, read by worker/model while it loads.
+// without that of activations. Made by trial.cc, read by worker/model while it loads.
 #pragma once
 
 #include <functional>

@@ -1,6 +1,6 @@
 // A CPU backend with an ear on its linears: rounds what a block's linears read to int8 and back,
 // so that int8 activations can be had beside floating-point weights, and shows what they compute.
-// Made by measure.cc around the real backend; the same thread.
+// Made by trial.cc around the real backend; the same thread.
 #pragma once
 
 #include <functional>

@@ -142,6 +142,49 @@ TEST_F(EvaluateTest, SurpriseIsThatOfTheLogits) {
   EXPECT_NEAR(result->perplexity(), std::exp(mean), 1e-3);
 }
 
+TEST(Divergence, IsThatOfTwoCoins) {
+  // A fair coin from one that shows heads three times out of four: ln(4/3) / 2, and back
+  // ln(27/16) / 4. Shifts of logits are none.
+  const std::vector<float> fair = {7, 7}, biased = {std::log(3.0f), 0};
+  EXPECT_NEAR(Divergence(fair, biased), std::log(4.0 / 3) / 2, 1e-7);
+  EXPECT_NEAR(Divergence(biased, fair), std::log(27.0 / 16) / 4, 1e-7);
+  EXPECT_EQ(Divergence(biased, biased), 0);
+}
+
+// Step by step beside the reference as from the logits of whole windows; from itself nothing.
+TEST_F(EvaluateTest, DivergenceIsThatOfTheLogits) {
+  const std::vector<int32_t> tokens = SomeTokens(500);
+  const std::vector<Window> windows = MakeWindows(500, 300, 200);
+  const auto full = MakeTrial("w16a16kv16"), again = MakeTrial("w16a16kv16"),
+             rounded = MakeTrial("w16a8kv4");
+  const auto measure = [&](Trial& trial) {
+    auto result =
+        MeasurePerplexity(trial.runner(), trial.backend(), tokens, windows,
+                          {.chunk = 64,
+                           .threads = 3,
+                           .reference = {.runner = &full->runner(), .backend = &full->backend()}});
+    EXPECT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->divergence.size(), result->surprise.size());
+    return result->divergence;
+  };
+  EXPECT_EQ(measure(*again), std::vector<float>(299 + 200, 0.0f));
+  const std::vector<float> divergence = measure(*rounded);
+  size_t next = 0;
+  for (const Window& window : windows) {
+    const auto part = std::span(tokens).subspan(static_cast<size_t>(window.begin), 300);
+    const std::vector<float> theirs = Logits(*full, part), own = Logits(*rounded, part);
+    for (int64_t i = window.scored - 1; i < window.size - 1; ++i) {
+      const auto row = [&](const std::vector<float>& logits) {
+        return std::span(logits).subspan(static_cast<size_t>(i) * 256, 256);
+      };
+      const double expected = Divergence(row(theirs), row(own));
+      EXPECT_GT(expected, 0);
+      EXPECT_NEAR(divergence[next++], expected, 1e-5 + expected / 100);
+    }
+  }
+  EXPECT_EQ(next, divergence.size());
+}
+
 // Of what is served: a simulation multiplies by a library, whose sums depend on the step's size.
 TEST_F(EvaluateTest, StepsAndThreadsChangeNothing) {
   const std::vector<int32_t> tokens = SomeTokens(300);
@@ -326,6 +369,21 @@ TEST(Evaluation, OfTheDemoModelHasATableAndLayers) {
   EXPECT_EQ(result->rows[1].head, "int8");
   EXPECT_EQ(result->layers_setting, "served");
   EXPECT_EQ(result->layers.size(), 6u * 9);
+}
+
+TEST(Evaluation, MeasuresDivergenceFromTheReference) {
+  EvalOptions options = DemoOptions("w16a16kv16,w16a16kv8,served");
+  EXPECT_FALSE(Evaluate(options)->rows[0].divergence.has_value());
+  options.reference = kDemoModel;
+  options.layers = false;
+  const auto result = Evaluate(options);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->rows[0].divergence, 0);
+  EXPECT_EQ(result->rows[0].divergence_error, 0);
+  EXPECT_GT(*result->rows[1].divergence, 0);
+  EXPECT_GT(*result->rows[2].divergence, 10 * *result->rows[1].divergence);
+  EXPECT_GT(result->rows[2].divergence_error, 0);
+  EXPECT_LT(result->rows[2].divergence_error, *result->rows[2].divergence);
 }
 
 TEST(Evaluation, RefusesWhatTheDirectoriesCannotHave) {

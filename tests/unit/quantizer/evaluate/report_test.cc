@@ -28,7 +28,9 @@ Evaluation SomeEvaluation() {
                              .tokens = 100,
                              .mean = 2.51,
                              .perplexity = 12.30492,
-                             .delta_percent = 1.005});
+                             .delta_percent = 1.005,
+                             .divergence = 0.0125,
+                             .divergence_error = 0.001});
   evaluation.layers_setting = "served";
   evaluation.layers = {{0, "q_proj", std::numeric_limits<double>::infinity()},
                        {0, "key", 20.5},
@@ -42,6 +44,8 @@ TEST(Report, IsATable) {
   EXPECT_THAT(text, HasSubstr("3 windows of 64 tokens, one every 32"));
   EXPECT_THAT(text, HasSubstr("12.1825"));
   EXPECT_THAT(text, HasSubstr("+1.00 %"));
+  EXPECT_THAT(text, HasSubstr("0.01250"));
+  EXPECT_EQ(PlotTitle("m", SomeEvaluation()), "m: served against full precision, KL 0.0125");
   EXPECT_THAT(text, HasSubstr("    0       inf     20.50\n    1     17.25     18.00\n"));
 }
 
@@ -50,6 +54,9 @@ TEST(Report, IsJson) {
   EXPECT_EQ(json["rows"][0]["source"], "a \"model\"");
   EXPECT_EQ(json["rows"][1]["perplexity"], 12.30492);
   EXPECT_EQ(json["rows"][1]["change_percent"], 1.005);
+  EXPECT_FALSE(json["rows"][0].contains("kl_divergence"));
+  EXPECT_EQ(json["rows"][1]["kl_divergence"], 0.0125);
+  EXPECT_EQ(json["rows"][1]["kl_standard_error"], 0.001);
   EXPECT_TRUE(json["layers"][0]["snr_db"].is_null());
   EXPECT_EQ(json["layers"][3]["snr_db"], 18.0);
 }
