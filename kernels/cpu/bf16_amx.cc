@@ -1,32 +1,14 @@
 // bf16 products in AMX-BF16, beside AVX512 for few tokens and for a CPU whose tiles would give
-// other bits. Leaf functions run on the pool's threads, whose tile registers are theirs between
-// Configure and Release. Instructions in assembly: see linear_avx512amx.cc.
-#include "kernels/amx_configuration.h"
+// other bits. Leaf functions run on the pool's threads.
 #include "kernels/cpu/amx_permission.h"
+#include "kernels/cpu/amx_registers.h"
 #include "kernels/cpu/amx_tile.h"
 #include "kernels/cpu/bf16_tiles.h"
 
 namespace qserve::kernels::cpu::avx512amx {
 namespace {
 
-constexpr TileConfiguration kConfiguration;
-
-struct FloatTiles {
-  static void Configure() { asm volatile("ldtilecfg %0" : : "m"(kConfiguration)); }
-  static void Release() { asm volatile("tilerelease"); }
-
-  template <int kTile>
-  void Zero() {
-    asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
-  }
-  template <int kTile>
-  void Load(const void* from, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
-  }
-  template <int kTile>
-  void Store(void* to, int64_t stride) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
-  }
+struct FloatTiles : AmxRegisters {
   template <int kC, int kA, int kB>
   void Dot() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));

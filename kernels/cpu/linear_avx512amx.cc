@@ -1,35 +1,15 @@
 // The linear operation in AMX-INT8, beside AVX512 for what tiles cannot do. Leaf functions run on
-// the pool's threads, whose tile registers are theirs between Configure and Release.
-//
-// The tile instructions are written in assembly: GCC's own wrappers take a tile's number as a
-// literal alone, and do not say that a load reads memory.
+// the pool's threads.
 #include <immintrin.h>
 
-#include "kernels/amx_configuration.h"
+#include "kernels/cpu/amx_registers.h"
 #include "kernels/cpu/amx_tile.h"
 #include "kernels/cpu/linear.h"
 
 namespace qserve::kernels::cpu::avx512amx {
 namespace {
 
-constexpr TileConfiguration kConfiguration;
-
-struct TileRegisters {
-  static void Configure() { asm volatile("ldtilecfg %0" : : "m"(kConfiguration)); }
-  static void Release() { asm volatile("tilerelease"); }
-
-  template <int kTile>
-  void Zero() {
-    asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
-  }
-  template <int kTile>
-  void Load(const void* from, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
-  }
-  template <int kTile>
-  void Store(void* to, int64_t stride) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
-  }
+struct TileRegisters : AmxRegisters {
   template <int kC, int kA, int kB>
   void Dot() {
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
