@@ -3,31 +3,15 @@
 // themselves is tested on any machine. Used by tests.
 #include <cstring>
 
+#include "kernels/cpu/amx_registers_emulated.h"
 #include "kernels/cpu/amx_tile.h"
 #include "kernels/cpu/linear.h"
 
 namespace qserve::kernels::cpu::emulated {
 namespace {
 
-class TileRegisters {
+class TileRegisters : public AmxRegisters {
  public:
-  static void Configure() {}
-  static void Release() {}
-
-  template <int kTile>
-  void Zero() {
-    std::memset(tile_[kTile], 0, kTileBytes);
-  }
-  template <int kTile>
-  void Load(const void* from, int64_t stride) {
-    for (int64_t row = 0; row < 16; ++row)
-      std::memcpy(tile_[kTile][row], static_cast<const uint8_t*>(from) + row * stride, 64);
-  }
-  template <int kTile>
-  void Store(void* to, int64_t stride) {
-    for (int64_t row = 0; row < 16; ++row)
-      std::memcpy(static_cast<uint8_t*>(to) + row * stride, tile_[kTile][row], 64);
-  }
   // Sums wrap as the instruction's do.
   template <int kC, int kA, int kB>
   void Dot() {
@@ -42,9 +26,6 @@ class TileRegisters {
       std::memcpy(tile_[kC][m], sums, sizeof(sums));
     }
   }
-
- private:
-  int8_t tile_[8][16][64];
 };
 
 struct Bytes {

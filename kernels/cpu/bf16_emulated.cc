@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/cpu/amx_registers_emulated.h"
 #include "kernels/cpu/amx_tile.h"
 #include "kernels/cpu/bf16_product.h"
 #include "kernels/cpu/bf16_tiles.h"
@@ -44,25 +45,8 @@ struct Float16Lanes {
   }
 };
 
-class FloatTiles {
+class FloatTiles : public AmxRegisters {
  public:
-  static void Configure() {}
-  static void Release() {}
-
-  template <int kTile>
-  void Zero() {
-    std::memset(tile_[kTile], 0, kTileBytes);
-  }
-  template <int kTile>
-  void Load(const void* from, int64_t stride) {
-    for (int64_t row = 0; row < 16; ++row)
-      std::memcpy(tile_[kTile][row], static_cast<const uint8_t*>(from) + row * stride, 64);
-  }
-  template <int kTile>
-  void Store(void* to, int64_t stride) {
-    for (int64_t row = 0; row < 16; ++row)
-      std::memcpy(static_cast<uint8_t*>(to) + row * stride, tile_[kTile][row], 64);
-  }
   template <int kC, int kA, int kB>
   void Dot() {
     for (int m = 0; m < 16; ++m) {
@@ -84,8 +68,6 @@ class FloatTiles {
     std::memcpy(&bits, tile_[tile][row] + 2 * i, sizeof(bits));
     return Bf16ToFloat(bits);
   }
-
-  uint8_t tile_[8][16][64];
 };
 
 constexpr Bf16Kernels kKernels = MakeBf16Kernels<Float16Lanes, 12>();
