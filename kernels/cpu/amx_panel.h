@@ -38,17 +38,21 @@ struct TileProduct {
   int32_t* c = nullptr;
 };
 
-// The leaf functions of an instruction set.
-struct TileKernels {
+// What tiles of any type provide.
+struct TileFunctions {
   // A thread configures its tile registers before multiplying and gives them up after, so that no
   // switch of threads has to save them. No-ops where there are none.
   void (*configure)() = nullptr;
   void (*release)() = nullptr;
+  void (*multiply[3])(const TileProduct& product) = {};  // by tiles of tokens, 1 or 2
+};
+
+// The leaf functions of an instruction set.
+struct TileKernels : TileFunctions {
   void (*unpack_channel)(const UnpackArgs& args) = nullptr;
   // code * scale + offset, modulo 256: exact, since no stored code leaves int8 (linear_weight.h);
   // padding may, against zeros of x.
   void (*unpack_group)(const UnpackArgs& args) = nullptr;
-  void (*multiply[3])(const TileProduct& product) = {};  // by tiles of tokens, 1 or 2
   void (*epilogue)(const EpilogueArgs& args) = nullptr;  // of two panels
   // The linear of the same weights for what is no work for tiles.
   Status (*without_tiles)(OpContext& context, const LinearArgs& args) = nullptr;

@@ -85,19 +85,18 @@ void MultiplyTiles(const TileProduct& p) {
   }
 }
 
+template <class T>
+constexpr TileFunctions MakeTileFunctions() {
+  return {.configure = &T::Configure,
+          .release = &T::Release,
+          .multiply = {nullptr, &MultiplyTiles<T, 1>, &MultiplyTiles<T, 2>}};
+}
+
 template <class T, class V>
 constexpr TileKernels MakeTileKernels(decltype(TileKernels::epilogue) epilogue,
                                       decltype(TileKernels::without_tiles) without_tiles) {
-  TileKernels k;
-  k.without_tiles = without_tiles;
-  k.configure = &T::Configure;
-  k.release = &T::Release;
-  k.unpack_channel = &UnpackTiles<V, false>;
-  k.unpack_group = &UnpackTiles<V, true>;
-  k.multiply[1] = &MultiplyTiles<T, 1>;
-  k.multiply[2] = &MultiplyTiles<T, 2>;
-  k.epilogue = epilogue;
-  return k;
+  return {MakeTileFunctions<T>(), &UnpackTiles<V, false>, &UnpackTiles<V, true>, epilogue,
+          without_tiles};
 }
 
 }  // namespace qserve::kernels::cpu

@@ -15,21 +15,18 @@ struct FloatTiles : AmxRegisters {
   }
 };
 
-constexpr Bf16TileKernels kKernels = {
-    .configure = &FloatTiles::Configure,
-    .release = &FloatTiles::Release,
-    .multiply = {nullptr, &MultiplyTiles<FloatTiles, 1>, &MultiplyTiles<FloatTiles, 2>}};
+constexpr TileFunctions kTiles = MakeTileFunctions<FloatTiles>();
 
 }  // namespace
 
 bool MayUseBf16Tiles() {
-  static const bool may = TilesMultiplyBf16() && TilesAgree(kKernels);
+  static const bool may = TilesMultiplyBf16() && TilesAgree(kTiles);
   return may;
 }
 
 Status LinearBf16(OpContext& context, const LinearArgs& args) {
   if (!Bf16TilesPay(args.out.rows) || !MayUseBf16Tiles()) return avx512::LinearBf16(context, args);
-  return MultiplyBf16ByTiles(context, args, kKernels);
+  return MultiplyBf16ByTiles(context, args, kTiles);
 }
 
 }  // namespace qserve::kernels::cpu::avx512amx

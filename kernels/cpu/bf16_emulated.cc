@@ -74,17 +74,14 @@ constexpr Bf16Kernels kKernels = MakeBf16Kernels<Float16Lanes, 12>();
 
 }  // namespace
 
-constinit const Bf16TileKernels kBf16TileKernels = {
-    .configure = &FloatTiles::Configure,
-    .release = &FloatTiles::Release,
-    .multiply = {nullptr, &MultiplyTiles<FloatTiles, 1>, &MultiplyTiles<FloatTiles, 2>}};
+constinit const TileFunctions kBf16Tiles = MakeTileFunctions<FloatTiles>();
 
 Status LinearBf16Of16Lanes(OpContext& context, const LinearArgs& args) {
   return MultiplyBf16(context, args, kKernels);
 }
 
 Status LinearBf16ByTiles(OpContext& context, const LinearArgs& args) {
-  return MultiplyBf16ByTiles(context, args, kBf16TileKernels);
+  return MultiplyBf16ByTiles(context, args, kBf16Tiles);
 }
 
 }  // namespace qserve::kernels::cpu::emulated

@@ -10,45 +10,19 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/cpu/amx_choice.h"
-#include "kernels/cpu/workspace.h"
+#include "kernels/cpu/amx_units.h"
 
 namespace qserve::kernels::cpu {
 namespace {
 
 constexpr int64_t kBlockSteps = 8;  // 256 columns
-constexpr int64_t kMaxUnitPanels = 4;
-constexpr int64_t kPairRows = 2 * kPanelRows;
 constexpr int64_t kValueBytes = sizeof(uint16_t);
 constexpr int64_t kTileValues = kTileBytes / kValueBytes;
 
-// One call's constants.
-struct Product {
-  const Bf16Linear& weight;
-  const LinearArgs& args;
-  const Bf16TileKernels& kernels;
-  int64_t rows;   // tokens
-  int64_t chunk;  // of them, a multiple of 32
-  uint16_t* x;    // packed
-};
-
-// Tile registers of the calling thread, for one unit.
-class TileScope {
- public:
-  explicit TileScope(const Bf16TileKernels& kernels) : kernels_(kernels) { kernels_.configure(); }
-  ~TileScope() { kernels_.release(); }
-  TileScope(const TileScope&) = delete;
-  TileScope& operator=(const TileScope&) = delete;
-
- private:
-  const Bf16TileKernels& kernels_;
-};
-
-void PackToken(const Product& p, int64_t m) {
-  const Bf16Linear& w = p.weight;
-  uint16_t* to = p.x + m / kTileTokens * kTileTokens * w.kp + m % kTileTokens * kBf16Columns;
-  const int64_t k = m < p.rows ? w.k : 0;
-  const float* from = p.args.x.f32 + (k > 0 ? m * p.args.x.f32_stride : 0);
+// One token of x, or of the zeros that fill up the last tile.
+void PackToken(const Bf16Linear& w, const LinearArgs& args, int64_t m, uint16_t* to) {
+  const int64_t k = m < args.out.rows ? w.k : 0;
+  const float* from = args.x.f32 + (k > 0 ? m * args.x.f32_stride : 0);
   for (int64_t first = 0; first < w.kp; first += kBf16Columns, to += kTileValues) {
     for (int64_t i = 0; i < kBf16Columns; ++i)
       to[i] = first + i < k ? RoundToBf16(from[first + i]) : uint16_t{0};
@@ -67,28 +41,23 @@ TileProduct TilesAt(const uint16_t* x, int64_t x_bytes, const uint16_t* w, int64
           .c = reinterpret_cast<int32_t*>(c)};
 }
 
-// All columns of the panels of one unit for tokens [m0, m1), at most a chunk. c: [pairs of
-// panels][chunk][32].
-void MultiplyUnit(const Product& p, int64_t panel, int64_t panels, int64_t m0, int64_t m1,
-                  float* sums) {
-  const Bf16Linear& w = p.weight;
-  const TileScope scope(p.kernels);
+void MultiplyUnit(const Bf16Linear& w, const LinearArgs& args, const TileFunctions& tiles,
+                  const TileUnit& unit) {
+  const auto* x = reinterpret_cast<const uint16_t*>(unit.x);
+  auto* c = reinterpret_cast<float*>(unit.c);
   const int64_t panel_values = w.kp * kPanelRows;
   const int64_t steps = w.kp / kBf16Columns;
   for (int64_t step = 0; step < steps; step += kBlockSteps) {
     const int64_t count = std::min(kBlockSteps, steps - step);
-    for (int64_t m = m0; m < m1; m += 2 * kTileTokens) {
-      const int64_t tokens = std::min(2 * kTileTokens, m1 - m);
-      for (int64_t i = 0; i < panels; i += 2) {
-        float* c = sums + (i / 2 * p.chunk + m - m0) * kPairRows;
-        p.kernels.multiply[tokens > kTileTokens ? 2 : 1](
-            TilesAt(p.x + m * w.kp + step * kTileValues, kTileTokens * w.kp * kValueBytes,
-                    w.values.as<uint16_t>() + (panel + i) * panel_values + step * kBf16Tile,
-                    panel_values * kValueBytes, count, step > 0, c));
-        if (step + count < steps) continue;
-        StoreBf16(w, p.args, (panel + i) * kPanelRows, kPairRows, m, tokens, c);
-      }
-    }
+    const TileProduct block =
+        TilesAt(x + step * kTileValues, kTileTokens * w.kp * kValueBytes,
+                w.values.as<uint16_t>() + unit.panel * panel_values + step * kBf16Tile,
+                panel_values * kValueBytes, count, step > 0, c);
+    MultiplyBlock(tiles, unit, block, step + count == steps,
+                  [&](int64_t row, int64_t m, int64_t tokens, int32_t* sums) {
+                    StoreBf16(w, args, row, kPairRows, m, tokens,
+                              reinterpret_cast<const float*>(sums));
+                  });
   }
 }
 
@@ -111,40 +80,17 @@ std::vector<uint16_t> CheckValues(size_t count, uint32_t seed) {
 
 bool Bf16TilesPay(int64_t tokens) { return tokens > 2; }
 
-Status MultiplyBf16ByTiles(OpContext& context, const LinearArgs& args,
-                           const Bf16TileKernels& kernels) {
+Status MultiplyBf16ByTiles(OpContext& context, const LinearArgs& args, const TileFunctions& tiles) {
   const auto& w = static_cast<const Bf16Linear&>(*args.weight);
-  const int64_t rows = args.out.rows;
-  if (rows == 0) return {};
-  const int64_t row_bytes = w.kp * kValueBytes;
-  const int64_t padded_rows = (rows + kTileTokens - 1) / kTileTokens * kTileTokens;
-  const Product p = {.weight = w,
-                     .args = args,
-                     .kernels = kernels,
-                     .rows = rows,
-                     .chunk = ChunkTokens(rows, row_bytes),
-                     .x = static_cast<uint16_t*>(
-                         context.workspace.Shared(static_cast<size_t>(padded_rows * row_bytes)))};
-  context.pool.ParallelFor(padded_rows, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t m = begin; m < end; ++m) PackToken(p, m);
-  });
-  const int64_t chunks = (rows + p.chunk - 1) / p.chunk;
-  const int64_t unit_panels = UnitPanels(w.panels, chunks, context.pool.size());
-  const int64_t units = (w.panels + unit_panels - 1) / unit_panels;
-  // As much as any batch of this weight takes, so that a smaller one later allocates nothing.
-  const int64_t c_bytes = kMaxUnitPanels * kPanelRows * MaxChunkTokens(row_bytes) * 4;
-  ForEachUnit(context.pool, units, chunks, [&](int64_t unit, int64_t chunk, int thread) {
-    auto* c =
-        static_cast<float*>(context.workspace.PerThread(thread, static_cast<size_t>(c_bytes)));
-    const int64_t panel = unit * unit_panels;
-    const int64_t m = chunk * p.chunk;
-    MultiplyUnit(p, panel, std::min(unit_panels, w.panels - panel), m, std::min(rows, m + p.chunk),
-                 c);
-  });
+  if (args.out.rows == 0) return {};
+  ForEachTileUnit(
+      context, {.rows = args.out.rows, .panels = w.panels, .token_bytes = w.kp * kValueBytes},
+      tiles, [&](int64_t m, int8_t* to) { PackToken(w, args, m, reinterpret_cast<uint16_t*>(to)); },
+      [&](const TileUnit& unit) { MultiplyUnit(w, args, tiles, unit); });
   return {};
 }
 
-bool TilesAgree(const Bf16TileKernels& kernels) {
+bool TilesAgree(const TileFunctions& tiles) {
   constexpr int64_t kTokens = 2 * kTileTokens;
   constexpr int64_t kXBytes = kTileTokens * kCheckColumns * kValueBytes;
   constexpr int64_t kWBytes = kPanelRows * kCheckColumns * kValueBytes;
@@ -152,11 +98,10 @@ bool TilesAgree(const Bf16TileKernels& kernels) {
   const std::vector<uint16_t> w = CheckValues(kPairRows * kCheckColumns, 2);
   std::vector<float> c(kTokens * kPairRows);
   {
-    const TileScope scope(kernels);
+    const TileScope scope(tiles);
     for (int64_t step = 0; step < 2 * kCheckSteps; step += kCheckSteps) {
-      kernels.multiply[2](TilesAt(x.data() + step * kTileValues, kXBytes,
-                                  w.data() + step * kBf16Tile, kWBytes, kCheckSteps, step > 0,
-                                  c.data()));
+      tiles.multiply[2](TilesAt(x.data() + step * kTileValues, kXBytes, w.data() + step * kBf16Tile,
+                                kWBytes, kCheckSteps, step > 0, c.data()));
     }
   }
   for (int64_t m = 0; m < kTokens; ++m) {

@@ -196,8 +196,8 @@ TEST(Bf16Rounding, IsToNearestEvenWithoutTinyNumbers) {
 
 // The other tiles add in one chain over all columns.
 TEST(Bf16Tiles, AreUsedOnlyIfTheyKeepToTheArithmetic) {
-  EXPECT_TRUE(cpu::TilesAgree(cpu::emulated::kBf16TileKernels));
-  cpu::Bf16TileKernels other = cpu::emulated::kBf16TileKernels;
+  EXPECT_TRUE(cpu::TilesAgree(cpu::emulated::kBf16Tiles));
+  cpu::TileFunctions other = cpu::emulated::kBf16Tiles;
   other.multiply[2] = [](const cpu::TileProduct& p) {
     const auto value = [](const int8_t* from, int64_t i) {
       uint16_t bits;
