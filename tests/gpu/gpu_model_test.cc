@@ -56,15 +56,6 @@ std::vector<Request> Requests() {
   return requests;
 }
 
-std::vector<Drawn> Draw(Rank& rank, const Schedule& schedule,
-                        const std::vector<Request>& requests) {
-  ModelExecutor executor(rank);
-  Driver driver(executor, schedule);
-  auto drawn = driver.Run(requests);
-  EXPECT_TRUE(drawn.ok()) << drawn.status();
-  return drawn.ok() ? *std::move(drawn) : std::vector<Drawn>();
-}
-
 std::unique_ptr<Rank> MakeRank(
     const ExecutorOptions& options,
     const CommunicatorFactory& communicator = worker::exec::DefaultCommunicator({}, nullptr)) {

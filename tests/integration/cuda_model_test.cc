@@ -171,15 +171,6 @@ TEST_F(CudaModel, LogitsAreNearTheCpusAndTheSameForAllChunks) {
   }
 }
 
-std::vector<Drawn> Draw(Rank& rank, const Schedule& schedule,
-                        const std::vector<Request>& requests) {
-  ModelExecutor executor(rank);
-  Driver driver(executor, schedule);
-  auto drawn = driver.Run(requests);
-  QSERVE_CHECK_MSG(drawn.ok(), drawn.status().ToString());
-  return *std::move(drawn);
-}
-
 TEST_F(CudaModel, TokensDependNeitherOnTheScheduleNorOnRecordings) {
   ExecutorOptions options = Options(Write(Dtype::kBf16));
   std::vector<Drawn> alone;

@@ -11,9 +11,12 @@
 #include <utility>
 #include <vector>
 
+#include <gtest/gtest.h>
+
 #include "absl/status/status.h"
 #include "common/status_macros.h"
 #include "worker/comm/host_group.h"
+#include "worker/exec/model_executor.h"
 #include "worker/exec/step_executor.h"
 #include "worker/plan/step_plan.h"
 
@@ -226,6 +229,16 @@ class Driver {
   int preemptions_in_decode_ = 0;
   int most_sequences_ = 0;
 };
+
+// What `requests` draw from a rank that is alone; nothing for each if a step fails.
+inline std::vector<Drawn> Draw(exec::Rank& rank, const Schedule& schedule,
+                               const std::vector<Request>& requests) {
+  exec::ModelExecutor executor(rank);
+  Driver driver(executor, schedule);
+  auto drawn = driver.Run(requests);
+  EXPECT_TRUE(drawn.ok()) << drawn.status();
+  return drawn.ok() ? *std::move(drawn) : std::vector<Drawn>(requests.size());
+}
 
 // The leader's side of a group: plans go out before they run here.
 class BroadcastingExecutor final : public exec::StepExecutor {

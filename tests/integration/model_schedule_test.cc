@@ -81,15 +81,6 @@ std::vector<Request> Requests() {
   return requests;
 }
 
-std::vector<Drawn> Draw(Rank& rank, const Schedule& schedule,
-                        const std::vector<Request>& requests) {
-  ModelExecutor executor(rank);
-  Driver driver(executor, schedule);
-  auto drawn = driver.Run(requests);
-  QSERVE_CHECK_MSG(drawn.ok(), drawn.status().ToString());
-  return *std::move(drawn);
-}
-
 // What each request gives when it has the replica to itself and its prompt is one chunk.
 std::vector<Drawn> Alone(Rank& rank) {
   std::vector<Drawn> all;
