@@ -124,9 +124,11 @@ absl::Status Pipeline::Run() {
   // What cannot succeed another time either is not kept, nor is nothing.
   const bool resumable = !absl::IsInvalidArgument(status) && store_ && store_->finished() > 0;
   if (store_ && !status.ok() && !resumable) store_->Remove();
-  if (absl::IsCancelled(status) && resumable)
-    return absl::CancelledError("interrupted; the same command goes on behind the last block");
-  return status;
+  if (status.ok() || !resumable) return status;
+  const std::string problem =
+      absl::IsCancelled(status) ? "interrupted" : std::string(status.message());
+  return absl::Status(status.code(),
+                      fmt::format("{}; the same command goes on behind the last block", problem));
 }
 
 absl::Status Pipeline::WriteBlocks() {

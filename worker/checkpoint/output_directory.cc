@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -10,8 +11,10 @@
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
+#include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -22,6 +25,8 @@ namespace qserve::worker::checkpoint {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr std::string_view kPattern = "XXXXXX";  // mkdtemp fills it in
 
 absl::Status ErrnoStatus(int error, const std::string& what) {
   if (error == ENOSPC || error == EDQUOT) {
@@ -48,6 +53,44 @@ absl::Status CheckVacant(const fs::path& path) {
   if (vacant && !error) return absl::OkStatus();
   return absl::AlreadyExistsError(
       fmt::format("{} exists already and is not an empty directory", path.string()));
+}
+
+enum class Lock { kHeld, kTaken, kGone, kNone };  // kNone: it cannot be locked
+
+// Opens and locks the directory `path`; `fd` is left open with kHeld only.
+Lock LockDirectory(const std::string& path, int& fd) {
+  fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (fd < 0) return errno == ENOENT ? Lock::kGone : Lock::kNone;
+  Lock lock = Lock::kHeld;
+  if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    lock = errno == EWOULDBLOCK ? Lock::kTaken : Lock::kNone;
+  } else {
+    // Whoever held the lock until now may have moved or removed what was opened.
+    struct stat opened{}, named{};
+    const bool same = ::fstat(fd, &opened) == 0 && ::lstat(path.c_str(), &named) == 0 &&
+                      opened.st_ino == named.st_ino && opened.st_dev == named.st_dev;
+    if (!same) lock = Lock::kGone;
+  }
+  if (lock != Lock::kHeld) ::close(std::exchange(fd, -1));
+  return lock;
+}
+
+// Removes directories named `prefix` and the characters of mkdtemp whose makers are dead: they lock
+// theirs.
+void RemoveAbandoned(const fs::path& parent, const std::string& prefix) {
+  std::error_code error;
+  std::vector<fs::path> found;
+  for (const fs::directory_entry& entry : fs::directory_iterator(parent, error)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(prefix) && name.size() == prefix.size() + kPattern.size())
+      found.push_back(entry.path());
+  }
+  for (const fs::path& path : found) {
+    int fd = -1;
+    if (LockDirectory(path.string(), fd) != Lock::kHeld) continue;
+    fs::remove_all(path, error);
+    ::close(fd);
+  }
 }
 
 }  // namespace
@@ -107,20 +150,27 @@ absl::StatusOr<std::unique_ptr<OutputDirectory>> OutputDirectory::Create(const s
     return ErrnoStatus(error.value(),
                        fmt::format("cannot create {}", target.parent_path().string()));
   }
-  std::string temporary =
-      (target.parent_path() / fmt::format(".{}.partial-XXXXXX", target.filename().string()))
-          .string();
-  if (::mkdtemp(temporary.data()) == nullptr) {
-    return ErrnoStatus(
-        errno, fmt::format("cannot create a directory in {}", target.parent_path().string()));
+  const std::string prefix = fmt::format(".{}.partial-", target.filename().string());
+  RemoveAbandoned(target.parent_path(), prefix);
+  while (true) {
+    std::string temporary = (target.parent_path() / (prefix + std::string(kPattern))).string();
+    if (::mkdtemp(temporary.data()) == nullptr) {
+      return ErrnoStatus(
+          errno, fmt::format("cannot create a directory in {}", target.parent_path().string()));
+    }
+    // Somebody else's Create may have taken the new directory for an abandoned one.
+    int fd = -1;
+    const Lock lock = LockDirectory(temporary, fd);
+    if (lock == Lock::kGone || lock == Lock::kTaken) continue;
+    return std::unique_ptr<OutputDirectory>(
+        new OutputDirectory(target.string(), std::move(temporary), fd, durability));
   }
-  return std::unique_ptr<OutputDirectory>(
-      new OutputDirectory(target.string(), std::move(temporary), durability));
 }
 
 OutputDirectory::~OutputDirectory() {
   std::error_code ignored;
   if (!committed_) fs::remove_all(temporary_, ignored);
+  if (lock_ >= 0) ::close(lock_);
 }
 
 absl::Status OutputDirectory::WriteFile(const std::string& name, const std::string& contents) {

@@ -1,6 +1,8 @@
-// A directory that appears whole or not at all: written under a temporary name beside it, moved
-// into place by Commit, removed again by the destructor otherwise. Used by writers of checkpoints;
-// one thread at a time. Owns the temporary directory.
+// A directory that appears whole or not at all: written under a temporary name beside it
+// (`.NAME.partial-XXXXXX`), moved into place by Commit, removed again by the destructor otherwise.
+// A process that is killed leaves it behind, without the lock (flock) that it held on it: the next
+// Create of that NAME removes it. Used by writers of checkpoints; one thread at a time. Owns the
+// temporary directory.
 #pragma once
 
 #include <cstddef>
@@ -42,7 +44,8 @@ class OutputFile {
 
 class OutputDirectory {
  public:
-  // AlreadyExists if `path` is anything but absent or an empty directory; parents are created.
+  // AlreadyExists if `path` is anything but absent or an empty directory; parents are created, and
+  // what dead writers of `path` left is removed. Where the file system has no locks, nothing is.
   static absl::StatusOr<std::unique_ptr<OutputDirectory>> Create(
       const std::string& path, Durability durability = Durability::kSynced);
   ~OutputDirectory();
@@ -59,10 +62,14 @@ class OutputDirectory {
   absl::Status Commit();
 
  private:
-  OutputDirectory(std::string path, std::string temporary, Durability durability)
-      : path_(std::move(path)), temporary_(std::move(temporary)), durability_(durability) {}
+  OutputDirectory(std::string path, std::string temporary, int lock, Durability durability)
+      : path_(std::move(path)),
+        temporary_(std::move(temporary)),
+        lock_(lock),
+        durability_(durability) {}
   std::string path_;
   std::string temporary_;
+  int lock_;  // the temporary directory, open and locked while this lives; -1 without locks
   Durability durability_;
   bool committed_ = false;
 };

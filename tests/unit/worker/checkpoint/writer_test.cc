@@ -1,9 +1,14 @@
 // Output directories appear whole or not at all; safetensors files round-trip, in one file and in
 // shards; an index leads nowhere else.
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
-#include <csignal>
+#include <array>
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -11,6 +16,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/unit/worker/checkpoint/testing.h"
@@ -82,6 +88,70 @@ TEST(OutputDirectory, DoesNotReplaceAModelThatAppearedMeanwhile) {
   }
   EXPECT_TRUE(fs::exists(root / "a/theirs"));
   EXPECT_EQ(EntriesIn(root.path()), 1u);
+}
+
+// A process that dies in the middle leaves its directory and no lock on it.
+TEST(OutputDirectory, RemovesWhatDeadWritersLeft) {
+  const TemporaryDirectory root;
+  std::array<int, 2> ready{};
+  ASSERT_EQ(::pipe(ready.data()), 0);
+  const pid_t writer = ::fork();
+  if (writer == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    const auto output = OutputDirectory::Create(root / "a");
+    const bool written = output.ok() && (*output)->WriteFile("x", "half of it").ok();
+    if (!written || ::write(ready[1], "x", 1) != 1) ::_exit(1);
+    while (true) ::pause();
+  }
+  ::close(ready[1]);
+  char byte = 0;
+  const bool begun = ::read(ready[0], &byte, 1) == 1;
+  ::close(ready[0]);
+  if (begun) {  // while it lives its files are its own, also beside a writer of the same name
+    const auto output = OutputDirectory::Create(root / "a");
+    EXPECT_TRUE(output.ok()) << output.status();
+    EXPECT_EQ(EntriesIn(root.path()), 2u);
+  }
+  EXPECT_EQ(EntriesIn(root.path()), 1u);
+  ::kill(writer, SIGKILL);
+  ASSERT_EQ(::waitpid(writer, nullptr, 0), writer);
+  ASSERT_TRUE(begun);
+  EXPECT_EQ(EntriesIn(root.path()), 1u);
+  ASSERT_TRUE(OutputDirectory::Create(root / "b").ok());
+  EXPECT_EQ(EntriesIn(root.path()), 1u);  // of another name
+  const auto output = OutputDirectory::Create(root / "a");
+  ASSERT_TRUE(output.ok()) << output.status();
+  EXPECT_EQ(EntriesIn(root.path()), 1u);
+  EXPECT_EQ(EntriesIn((*output)->temporary_path()), 0u);
+}
+
+TEST(OutputDirectory, RemovesNothingElse) {
+  const TemporaryDirectory root;
+  for (const char* name :
+       {".a.partial-", ".a.partial-1234567", ".a.b.partial-123456", "a.partial-123456"})
+    fs::create_directory(root / name);
+  WriteTextFile(root / ".a.partial-abcdef", "a file");
+  fs::create_directory(root / "elsewhere");
+  fs::create_directory_symlink(root / "elsewhere", root / ".a.partial-ghijkl");
+  ASSERT_TRUE(OutputDirectory::Create(root / "a").ok());
+  EXPECT_EQ(EntriesIn(root.path()), 7u);
+}
+
+// Threads that make and drop directories of one name take none from each other.
+TEST(OutputDirectory, WritersOfOneNameLeaveEachOtherAlone) {
+  const TemporaryDirectory root;
+  std::atomic<int> written = 0;
+  const auto work = [&] {
+    for (int i = 0; i < 50; ++i) {
+      const auto output = OutputDirectory::Create(root / "a", Durability::kCached);
+      if (output.ok() && (*output)->WriteFile("x", "x").ok()) ++written;
+    }
+  };
+  {
+    const std::jthread first(work), second(work), third(work);
+  }
+  EXPECT_EQ(written, 150);
+  EXPECT_EQ(EntriesIn(root.path()), 0u);
 }
 
 // The limit on file sizes stands in for a full disk: both make write() fail in the middle.
