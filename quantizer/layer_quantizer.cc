@@ -115,7 +115,8 @@ absl::StatusOr<MatrixF> LayerQuantizer::Corrected(const MatrixF& weights,
   MatrixD change;
   RETURN_IF_ERROR(calibration::AddGram(runner_->backend(), weights.transpose(),
                                        input.inputs.cast<float>(), change));
-  return solve::Correct(weights, change, input.moments, settings_.correction_damping);
+  return solve::Correct(weights, change, input.moments, settings_.correction_damping,
+                        settings_.solve.threads);
 }
 
 absl::Status LayerQuantizer::QuantizeStage(Stage stage, const BlockWeights& block, Streams& streams,

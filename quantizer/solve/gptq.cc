@@ -2,7 +2,6 @@
 #include "quantizer/solve/gptq.h"
 
 #include <fmt/format.h>
-#include <Eigen/Cholesky>
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +11,7 @@
 #include "common/check.h"
 #include "common/status_macros.h"
 #include "quantizer/block/parallel.h"
+#include "quantizer/solve/cholesky.h"
 #include "quantizer/solve/grid.h"
 #include "quantizer/solve/refine.h"
 
@@ -20,21 +20,6 @@ namespace {
 
 constexpr int kMostDampings = 12;  // each ten times the one before
 constexpr int64_t kTileRows = 16;  // of weights worked on together
-
-// L^-1 of the lower triangle of `matrix`. A block of columns begins with its diagonal: what is
-// above it is zero.
-MatrixD InverseOfLower(const MatrixD& matrix, int threads) {
-  constexpr int64_t kBlockColumns = 64;
-  const int64_t k = matrix.rows();
-  MatrixD inverse = MatrixD::Zero(k, k);
-  ParallelFor(threads, (k + kBlockColumns - 1) / kBlockColumns, [&](int64_t block) {
-    const int64_t begin = block * kBlockColumns, rest = k - begin;
-    MatrixD columns = MatrixD::Identity(rest, std::min(kBlockColumns, rest));
-    matrix.bottomRightCorner(rest, rest).triangularView<Eigen::Lower>().solveInPlace(columns);
-    inverse.block(begin, begin, rest, columns.cols()) = columns;
-  });
-  return inverse;
-}
 
 // Upper triangular U with U^T U = inverse of the damped moments, columns in `order`.
 absl::StatusOr<MatrixF> InverseFactor(const MatrixD& moments, const std::vector<int64_t>& order,
@@ -51,11 +36,10 @@ absl::StatusOr<MatrixF> InverseFactor(const MatrixD& moments, const std::vector<
       }
     }
     damped.diagonal().array() += damping * mean;
-    const Eigen::LLT<MatrixD> factor(damped);
-    if (factor.info() != Eigen::Success) continue;
+    if (!FactorLower(damped, threads)) continue;
     // With J the reversal, moments = J L L^T J = V V^T, V = J L J upper triangular, and so
     // U = V^-1 = J L^-1 J.
-    const MatrixD inverse = InverseOfLower(factor.matrixLLT(), threads);
+    const MatrixD inverse = InverseOfLower(damped, threads);
     MatrixF upper(k, k);
     for (int64_t i = 0; i < k; ++i) {
       for (int64_t j = 0; j < k; ++j)
@@ -167,14 +151,14 @@ double RelativeError(const MatrixF& weights, const kernels::LinearWeight& rounde
 }
 
 absl::StatusOr<MatrixF> Correct(const MatrixF& weights, const MatrixD& change,
-                                const MatrixD& moments, double damping) {
+                                const MatrixD& moments, double damping, int threads) {
   MatrixD damped = moments;
   damped.diagonal().array() += damping * std::max(moments.diagonal().mean(), 1e-30);
-  const Eigen::LLT<MatrixD> factor(damped);
-  if (factor.info() != Eigen::Success) {
+  if (!FactorLower(damped, threads)) {
     return absl::InvalidArgumentError("the moments of the calibration inputs cannot be factored");
   }
-  const MatrixD solved = factor.solve(change.transpose());  // [k][n]
+  MatrixD solved = change.transpose();  // [k][n]
+  SolveByLower(damped, solved, threads);
   MatrixF corrected = weights + solved.transpose().cast<float>();
   if (!corrected.allFinite()) {
     return absl::InvalidArgumentError("the correction by calibration is not finite");

@@ -23,6 +23,6 @@ double RelativeError(const MatrixF& weights, const kernels::LinearWeight& rounde
 // W* that makes W* x come closest to targets: W + change (moments + damping mean(diag) I)^-1, where
 // `change` [n][k] is the mean of (target - W x) x^T.
 absl::StatusOr<MatrixF> Correct(const MatrixF& weights, const MatrixD& change,
-                                const MatrixD& moments, double damping);
+                                const MatrixD& moments, double damping, int threads);
 
 }  // namespace qserve::quantizer::solve

@@ -15,17 +15,42 @@ namespace {
 
 using kernels::kWeightGroup;
 
+// H of all rows, damped, and sums of its columns: over each row, and over the row's own group.
+struct Curvature {
+  MatrixF h;
+  VectorF sums, group_sums;
+};
+
+Curvature CurvatureOf(const MatrixD& moments, double damping, int64_t group_columns) {
+  Curvature c = {.h = moments.cast<float>()};
+  c.h.diagonal().array() +=
+      static_cast<float>(damping * std::max(moments.diagonal().mean(), 1e-30));
+  c.sums = c.h.rowwise().sum();
+  c.group_sums.resize(c.sums.size());
+  for (int64_t begin = 0; begin < c.sums.size(); begin += group_columns) {
+    const int64_t count = std::min(group_columns, c.sums.size() - begin);
+    c.group_sums.segment(begin, count) = c.h.block(begin, begin, count, count).rowwise().sum();
+  }
+  return c;
+}
+
 class RowRefiner {
  public:
-  RowRefiner(const MatrixF& moments, const SolveOptions& options, kernels::LinearWeight& rounded)
-      : h_(moments), options_(options), out_(rounded), group_columns_(GroupColumns(rounded)) {}
+  RowRefiner(const Curvature& curvature, const SolveOptions& options,
+             kernels::LinearWeight& rounded)
+      : c_(curvature),
+        h_(curvature.h),
+        options_(options),
+        out_(rounded),
+        group_columns_(GroupColumns(rounded)) {}
 
-  void Refine(const VectorF& weights, int64_t row) {
-    weights_ = weights;
+  // `value`: the row as it is rounded; `target` = H weights; `gradient` = H (weights - value).
+  void Refine(int64_t row, VectorF weights, VectorF value, VectorF target, VectorF gradient) {
     row_ = row;
-    value_.resize(weights.size());
-    kernels::DequantizeRow(out_, row, value_.data());
-    Restart();
+    weights_ = std::move(weights);
+    value_ = std::move(value);
+    target_ = std::move(target);
+    gradient_ = std::move(gradient);
     for (int sweep = 0; sweep < options_.sweeps; ++sweep) {
       const bool changed = SweepCodes();
       if (options_.free_zero && grouped()) MoveGroups();
@@ -38,14 +63,6 @@ class RowRefiner {
  private:
   bool grouped() const { return out_.format == kernels::WeightFormat::kW4Group128; }
   uint8_t* codes() { return out_.codes.data() + row_ * out_.k; }
-
-  void Restart() { gradient_.noalias() = h_ * (weights_ - value_); }
-
-  // The row's values from its codes, and the gradient with them.
-  void Evaluate() {
-    kernels::DequantizeRow(out_, row_, value_.data());
-    Restart();
-  }
 
   float Error() const { return gradient_.dot(weights_ - value_); }
 
@@ -77,7 +94,8 @@ class RowRefiner {
       VectorF code(count);
       for (int64_t i = 0; i < count; ++i) code[i] = static_cast<float>(codes()[begin + i]);
       const auto h = h_.block(begin, begin, count, count);
-      const VectorF h_code = h * code, h_one = h.rowwise().sum();
+      const VectorF h_code = h * code;
+      const auto h_one = c_.group_sums.segment(begin, count);
       const auto gradient = gradient_.segment(begin, count);
       const float along_scale = unit * code.dot(gradient), along_offset = unit * gradient.sum();
       const float ss = unit * unit * code.dot(h_code), so = unit * unit * code.dot(h_one),
@@ -106,7 +124,7 @@ class RowRefiner {
       out_.group_scale[at] = static_cast<uint8_t>(scale + best_scale);
       out_.group_offset[at] = static_cast<int16_t>(offset + best_offset);
       value_.segment(begin, count) += step;
-      gradient_.noalias() -= h_.middleCols(begin, count) * step;
+      gradient_.noalias() -= h_.middleRows(begin, count).transpose() * step;
     }
   }
 
@@ -117,14 +135,13 @@ class RowRefiner {
     const float scale = out_.scale[row];
     const float zero = grouped() ? 0.0f : out_.scaled_zero[row];
     const VectorF direction = (value_.array() + zero) / scale;  // of the scale alone
-    const VectorF h_direction = h_ * direction;
-    const VectorF target = h_ * weights_;
-    double a = direction.dot(h_direction), ta = direction.dot(target);
+    const VectorF h_direction = (target_ - gradient_ + zero * c_.sums) / scale;
+    double a = direction.dot(h_direction), ta = direction.dot(target_);
     double next_scale = scale, next_zero = zero;
     if (grouped()) {
       next_scale = ta / a;
     } else if (options_.free_zero) {
-      const double b = h_direction.sum(), c = h_.sum(), tb = target.sum();
+      const double b = h_direction.sum(), c = c_.sums.sum(), tb = target_.sum();
       const double determinant = a * c - b * b;
       if (!(determinant > 1e-9 * a * c)) return;
       next_scale = (ta * c - tb * b) / determinant;
@@ -132,7 +149,7 @@ class RowRefiner {
     } else {
       const float ratio = zero / scale;
       const VectorF centred = direction.array() - ratio;
-      next_scale = centred.dot(target) / centred.dot(h_ * centred);
+      next_scale = centred.dot(target_) / centred.dot(h_direction - ratio * c_.sums);
       next_zero = ratio * next_scale;
     }
     const float new_scale = kernels::RoundToHalf(static_cast<float>(next_scale));
@@ -140,35 +157,44 @@ class RowRefiner {
     if (!(new_scale > 0x1p-20f) || !std::isfinite(new_scale) || !std::isfinite(new_zero)) return;
     out_.scale[row] = new_scale;
     if (!grouped()) out_.scaled_zero[row] = new_zero;
-    Evaluate();
+    const VectorF value = value_, gradient = gradient_;
+    kernels::DequantizeRow(out_, row_, value_.data());
+    gradient_ = target_ - new_scale * h_direction;
+    if (!grouped()) gradient_ += new_zero * c_.sums;
     if (Error() <= before) return;
     out_.scale[row] = scale;
     if (!grouped()) out_.scaled_zero[row] = zero;
-    Evaluate();
+    value_ = value;
+    gradient_ = gradient;
   }
 
+  const Curvature& c_;
   const MatrixF& h_;
   const SolveOptions& options_;
   kernels::LinearWeight& out_;
   const int64_t group_columns_;
   int64_t row_ = 0;
-  VectorF weights_, value_, gradient_;
+  VectorF weights_, value_, target_, gradient_;
 };
 
 }  // namespace
 
 void Refine(const MatrixF& weights, const MatrixD& moments, const SolveOptions& options,
             kernels::LinearWeight& rounded) {
-  MatrixF damped = moments.cast<float>();
-  damped.diagonal().array() +=
-      static_cast<float>(options.damping * std::max(moments.diagonal().mean(), 1e-30));
-  constexpr int64_t kPieceRows = 8;
-  const int64_t n = weights.rows();
+  const Curvature curvature = CurvatureOf(moments, options.damping, GroupColumns(rounded));
+  constexpr int64_t kPieceRows = 32;  // read H together: it is larger than any cache
+  const int64_t n = weights.rows(), k = weights.cols();
   ParallelFor(options.threads, (n + kPieceRows - 1) / kPieceRows, [&](int64_t piece) {
-    RowRefiner refiner(damped, options, rounded);
-    for (int64_t row = piece * kPieceRows; row < std::min((piece + 1) * kPieceRows, n); ++row) {
-      refiner.Refine(weights.row(row).transpose(), row);
-    }
+    const int64_t begin = piece * kPieceRows, count = std::min(kPieceRows, n - begin);
+    MatrixF values(count, k);
+    for (int64_t i = 0; i < count; ++i)
+      kernels::DequantizeRow(rounded, begin + i, values.row(i).data());
+    const MatrixF targets = weights.middleRows(begin, count) * curvature.h;
+    const MatrixF gradients = (weights.middleRows(begin, count) - values) * curvature.h;
+    RowRefiner refiner(curvature, options, rounded);
+    for (int64_t i = 0; i < count; ++i)
+      refiner.Refine(begin + i, weights.row(begin + i), values.row(i), targets.row(i),
+                     gradients.row(i));
   });
 }
 

@@ -187,7 +187,7 @@ TEST(Correct, FindsTheLeastSquaresWeights) {
   const MatrixD seen = x * b;
   const MatrixD moments = seen.transpose() * seen / 200;
   const MatrixD change = weights.cast<double>() * (x - seen).transpose() * seen / 200;
-  const auto corrected = Correct(weights, change, moments, 1e-9);
+  const auto corrected = Correct(weights, change, moments, 1e-9, 2);
   ASSERT_TRUE(corrected.ok()) << corrected.status();
   const MatrixD exact = x * weights.cast<double>().transpose();
   EXPECT_LT((seen * corrected->cast<double>().transpose() - exact).norm(), 1e-4 * exact.norm());
