@@ -14,11 +14,9 @@
 
 namespace qserve::quantizer::solve {
 
-// Round half to even of |x| < 2^22, without a call.
-inline float RoundFast(float x) {
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
-  return (x + kMagic) - kMagic;
-}
+// Round half to even of |x| < 2^22, without a call: added and subtracted.
+inline constexpr float kRoundingMagic = 12582912.0f;  // 1.5 * 2^23
+inline float RoundFast(float x) { return (x + kRoundingMagic) - kRoundingMagic; }
 
 // Codes of one group of one row.
 struct Levels {
