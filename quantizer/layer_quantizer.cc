@@ -139,8 +139,10 @@ absl::Status LayerQuantizer::QuantizeStage(Stage stage, const BlockWeights& bloc
     }
     ASSIGN_OR_RETURN(kernels::LinearWeight rounded,
                      Solve(linear, target, input.moments, settings_.solve));
-    LOG_DEBUG("{}: relative error {:.2e}", linear.name,
-              solve::RelativeError(target, rounded, input.moments));
+    if (spdlog::should_log(spdlog::level::debug)) {  // takes as long as the rounding
+      LOG_DEBUG("{}: relative error {:.2e}", linear.name,
+                solve::RelativeError(target, rounded, input.moments));
+    }
     for (int64_t n = 0; n < linear.bias.size(); ++n) {
       rounded.bias.push_back(kernels::RoundToHalf(linear.bias[n]));
     }

@@ -138,14 +138,18 @@ absl::StatusOr<kernels::LinearWeight> SolveLinear(const MatrixF& weights, const 
 
 double RelativeError(const MatrixF& weights, const kernels::LinearWeight& rounded,
                      const MatrixD& moments) {
+  constexpr int64_t kPieceRows = 64;
+  const int64_t k = weights.cols();
   double error = 0, all = 0;
-  VectorF row(weights.cols());
-  for (int64_t n = 0; n < weights.rows(); ++n) {
-    kernels::DequantizeRow(rounded, n, row.data());
-    const VectorD exact = weights.row(n).transpose().cast<double>();
-    const VectorD difference = exact - row.cast<double>();
-    error += difference.dot(moments * difference);
-    all += exact.dot(moments * exact);
+  for (int64_t begin = 0; begin < weights.rows(); begin += kPieceRows) {
+    const int64_t rows = std::min(kPieceRows, weights.rows() - begin);
+    MatrixF values(rows, k);
+    for (int64_t r = 0; r < rows; ++r)
+      kernels::DequantizeRow(rounded, begin + r, values.row(r).data());
+    const MatrixD exact = weights.middleRows(begin, rows).cast<double>();
+    const MatrixD difference = exact - values.cast<double>();
+    error += (difference * moments).cwiseProduct(difference).sum();
+    all += (exact * moments).cwiseProduct(exact).sum();
   }
   return all > 0 ? error / all : 0;
 }
