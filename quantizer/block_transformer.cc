@@ -53,9 +53,11 @@ class Transformer {
   absl::Status SearchAttention(const VectorF& largest_q, const VectorF& largest_k);
   absl::StatusOr<VectorF> FittedScales(VectorF lambda);
   absl::Status Outputs();
-  // Squared error of each kv head at o_proj's output with these scales and stored keys and values.
+  // Squared error of each kv head at o_proj's output with these scales and stored keys and values;
+  // `grams` are OutputGrams.
   absl::StatusOr<VectorD> AttentionErrors(const VectorF& lambda, DeviceBlock& device,
-                                          const std::vector<MatrixF>& exact) const;
+                                          const std::vector<MatrixF>& exact,
+                                          const std::vector<MatrixD>& grams) const;
   std::vector<MatrixD> OutputGrams() const;
 
   const TransformOptions& options_;
@@ -124,7 +126,8 @@ std::vector<MatrixD> Transformer::OutputGrams() const {
 }
 
 absl::StatusOr<VectorD> Transformer::AttentionErrors(const VectorF& lambda, DeviceBlock& device,
-                                                     const std::vector<MatrixF>& exact) const {
+                                                     const std::vector<MatrixF>& exact,
+                                                     const std::vector<MatrixD>& grams) const {
   BlockWeights scaled;
   scaled.heads = block_.heads;
   scaled.kv_heads = block_.kv_heads;
@@ -135,7 +138,6 @@ absl::StatusOr<VectorD> Transformer::AttentionErrors(const VectorF& lambda, Devi
   transform::ScaleAttention(lambda, scaled);
   RETURN_IF_ERROR(runner_->Replace(Stage::kQkv, scaled, device));
   RETURN_IF_ERROR(runner_->ReplaceHeadGains(scaled, device));
-  const std::vector<MatrixD> grams = OutputGrams();
   VectorD errors = VectorD::Zero(block_.kv_heads);
   for (size_t w = 0; w < exact.size(); ++w) {
     ASSIGN_OR_RETURN(MatrixF x, runner_->Input(device, Stage::kO, hidden_[w]));
@@ -158,11 +160,12 @@ absl::Status Transformer::SearchAttention(const VectorF& largest_q, const Vector
     ASSIGN_OR_RETURN(exact[w], runner_->Input(device, Stage::kO, hidden_[w]));
   }
   device.kv_format = kv_;
+  const std::vector<MatrixD> grams = OutputGrams();
   VectorD least = VectorD::Constant(block_.kv_heads, std::numeric_limits<double>::infinity());
   VectorF best(largest_k.size());
   const int64_t dim = block_.head_dim;
   const auto attempt = [&](const VectorF& lambda) -> absl::Status {
-    ASSIGN_OR_RETURN(const VectorD errors, AttentionErrors(lambda, device, exact));
+    ASSIGN_OR_RETURN(const VectorD errors, AttentionErrors(lambda, device, exact, grams));
     for (int h = 0; h < block_.kv_heads; ++h) {
       if (!(errors[h] < least[h])) continue;
       least[h] = errors[h];
