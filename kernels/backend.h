@@ -233,6 +233,8 @@ struct DeviceInfo {
   // Begin returns while the device computes, and steps can be recorded; false where everything runs
   // inside the call.
   bool asynchronous = false;
+  // Its memory is the host's: a pointer to either may be given where the other is wanted.
+  bool host_memory = false;
 };
 
 class Backend {

@@ -181,9 +181,15 @@ void ReportStart(const exec::Rank& rank, Metrics& metrics) {
   const exec::ModelDescription& model = rank.description();
   metrics.AddGauge("qserve_weight_bytes", "Weights of this rank on its device")
       .Set(static_cast<double>(model.weight_bytes));
-  LOG_INFO("{} ({}), weights {:.1f} MiB, KV cache {} blocks of 64 tokens, loaded in {:.2f} s",
-           model.device.name, model.device.isa, static_cast<double>(model.weight_bytes) / (1 << 20),
-           rank.limits().blocks, total);
+  const auto mebibytes = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
+  const exec::ExecutorLimits& limits = rank.limits();
+  LOG_INFO(
+      "{} ({}), weights {:.1f} MiB, KV cache {:.1f} MiB ({} blocks of {} tokens), steps of {} "
+      "tokens "
+      "{:.1f} MiB, loaded in {:.2f} s",
+      model.device.name, model.device.isa, mebibytes(model.weight_bytes),
+      mebibytes(limits.kv_bytes_per_token * plan::kBlockTokens * limits.blocks), limits.blocks,
+      plan::kBlockTokens, limits.max_step_tokens, mebibytes(model.activation_bytes), total);
   ReportMemory(model.memory, metrics);
 }
 

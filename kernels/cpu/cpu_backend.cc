@@ -29,6 +29,7 @@ class CpuBackend final : public Backend {
     info_.kernel_family = bf16_linears ? "cpu-bf16" : "cpu";
     info_.isa = table.isa;
     info_.memory_bytes = TotalMemoryBytes();
+    info_.host_memory = true;
   }
 
   const DeviceInfo& info() const override { return info_; }

@@ -39,6 +39,10 @@ class SimulatedCheckpoint final : public worker::checkpoint::Checkpoint {
                                                            int64_t cols) const override {
     return source_.ReadRows(name, rows, cols);
   }
+  absl::StatusOr<worker::checkpoint::StoredRows> OpenRows(const std::string& name, Range rows,
+                                                          int64_t cols) const override {
+    return source_.OpenRows(name, rows, cols);
+  }
   bool Has(const std::string& tensor_name) const override { return source_.Has(tensor_name); }
   uint64_t digest() const override { return source_.digest(); }
   int64_t bytes_read() const override { return source_.bytes_read(); }

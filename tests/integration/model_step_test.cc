@@ -87,7 +87,7 @@ TEST(ModelStep, DecodesAndAChunkAreOneBatch) {
   EXPECT_EQ(backend.attentions, config.layers);
   EXPECT_EQ(backend.ropes, config.layers);
   EXPECT_EQ(backend.norms, 2 * config.layers + 1);
-  EXPECT_EQ(backend.embeds, 1);
+  EXPECT_EQ(backend.embeds, 3);  // rows come from the file 32 at a time
 }
 
 // Keeps what passes, by layer.

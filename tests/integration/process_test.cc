@@ -77,6 +77,10 @@ class ProcessSizes : public testing::TestWithParam<int> {};
 TEST_P(ProcessSizes, ServesThenDrainsWhenAskedToStop) {
   Worker worker(GetParam());
   const auto channel = Connect(worker.address());
+  EXPECT_THAT(
+      worker.child().Output(),
+      testing::ContainsRegex("weights [0-9.]+ MiB, KV cache [0-9.]+ MiB \\([0-9]+ blocks of "
+                             "64 tokens\\), steps of 2048 tokens [0-9.]+ MiB, loaded in"));
   const Outcome first = Stream(channel, Spec(24));
   ExpectWhole(first);
   ExpectSame(Stream(channel, Spec(24)), first);

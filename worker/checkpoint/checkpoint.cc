@@ -30,6 +30,9 @@ using kernels::WeightFormat;
 
 // Rows quantized at a time at load: bounds the fp32 copy, and rows are quantized independently.
 constexpr int64_t kQuantizedRows = 128;
+// Of the mapped files, so much may be touched before its pages are given back: what was read is in
+// a copy and seldom wanted again.
+constexpr int64_t kMostTouchedBytes = int64_t{16} << 20;
 
 absl::Status FromKernels(const std::string& name, const kernels::Status& status) {
   return absl::InvalidArgumentError(fmt::format("tensor {}: {}", name, status.message()));
@@ -86,6 +89,7 @@ class DirectoryCheckpoint : public Checkpoint {
     int64_t sampled = 0;
     digest_ = tensors_.Digest(config_hash, sampled);
     bytes_read_ = sampled;
+    tensors_.DropPages();
   }
 
   const ModelConfig& config() const override { return config_; }
@@ -117,12 +121,7 @@ class DirectoryCheckpoint : public Checkpoint {
 
   absl::StatusOr<FloatMatrix> ReadRows(const std::string& name, Range rows,
                                        int64_t cols) const override {
-    ASSIGN_OR_RETURN(const FloatTensor tensor, FindFloat(name));
-    if (tensor.cols != cols) {
-      return absl::InvalidArgumentError(
-          fmt::format("tensor {} has {} columns, expected {}", name, tensor.cols, cols));
-    }
-    RETURN_IF_ERROR(CheckRange(name, rows, {0, cols}, tensor.rows, tensor.cols));
+    ASSIGN_OR_RETURN(const FloatTensor tensor, FindRows(name, rows, cols));
     FloatMatrix matrix{tensor.type, rows.size(), cols, {}};
     const uint8_t* begin = tensor.Row(rows.begin, {0, cols}).data();
     matrix.data.assign(begin, begin + rows.size() * cols * tensor.element_bytes);
@@ -130,8 +129,22 @@ class DirectoryCheckpoint : public Checkpoint {
     return matrix;
   }
 
+  absl::StatusOr<StoredRows> OpenRows(const std::string& name, Range rows,
+                                      int64_t cols) const override {
+    ASSIGN_OR_RETURN(const FloatTensor tensor, FindRows(name, rows, cols));
+    ASSIGN_OR_RETURN(TensorFile opened, tensors_.OpenFile(name));
+    return StoredRows(std::move(opened.file), name,
+                      opened.begin + rows.begin * cols * tensor.element_bytes, tensor.type,
+                      rows.size(), cols);
+  }
+
  private:
-  void Count(int64_t bytes) const { bytes_read_.fetch_add(bytes, std::memory_order_relaxed); }
+  // Bytes of the mapped files that have been copied. Other threads' reading goes on meanwhile: what
+  // is taken from under them comes again from the page cache.
+  void Count(int64_t bytes) const {
+    const int64_t before = bytes_read_.fetch_add(bytes, std::memory_order_relaxed);
+    if (before / kMostTouchedBytes != (before + bytes) / kMostTouchedBytes) tensors_.DropPages();
+  }
 
   absl::StatusOr<TensorView> Find(const std::string& name, size_t rank) const {
     const std::optional<TensorView> tensor = tensors_.Find(name);
@@ -152,6 +165,17 @@ class DirectoryCheckpoint : public Checkpoint {
                       DtypeName(view.dtype)));
     }
     return FloatTensor{*type, view.shape[0], view.shape[1], DtypeBytes(view.dtype), view.data};
+  }
+
+  // A tensor of `cols` columns that has these rows.
+  absl::StatusOr<FloatTensor> FindRows(const std::string& name, Range rows, int64_t cols) const {
+    ASSIGN_OR_RETURN(const FloatTensor tensor, FindFloat(name));
+    if (tensor.cols != cols) {
+      return absl::InvalidArgumentError(
+          fmt::format("tensor {} has {} columns, expected {}", name, tensor.cols, cols));
+    }
+    RETURN_IF_ERROR(CheckRange(name, rows, {0, cols}, tensor.rows, tensor.cols));
+    return tensor;
   }
 
   absl::StatusOr<std::vector<float>> ReadVectorRange(const std::string& name, Range range) const {
@@ -239,8 +263,8 @@ absl::StatusOr<LinearWeight> DirectoryCheckpoint::ReadFloat(const std::string& n
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const std::span<const uint8_t> values = tensor.Row(row, columns);
     weight.floats.insert(weight.floats.end(), values.begin(), values.end());
+    Count(std::ssize(values));
   }
-  Count(static_cast<int64_t>(weight.floats.size()));
   return weight;
 }
 

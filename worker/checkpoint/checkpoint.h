@@ -1,6 +1,7 @@
 // Reads a model directory: safetensors files with their index, mapped and validated; tensors are
 // handed out as slices, and only the bytes of a slice are touched (counted, so that a test can hold
-// a tensor-parallel rank to its share).
+// a tensor-parallel rank to its share). Of the mapped pages only the latest few megabytes stay with
+// this process; the others are the page cache's alone.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/quant/linear_weight.h"
 #include "worker/checkpoint/model_config.h"
+#include "worker/checkpoint/stored_rows.h"
 
 namespace qserve::worker::checkpoint {
 
@@ -63,6 +65,12 @@ class Checkpoint {
   // Rows of a 2-d floating-point tensor of `cols` columns (embeddings, lm_head).
   virtual absl::StatusOr<FloatMatrix> ReadRows(const std::string& name, Range rows,
                                                int64_t cols) const = 0;
+
+  // The same rows left where they are, to be read one at a time: independent of this object and not
+  // counted as touched. The file must stay as it is for as long. Beside the errors of ReadRows,
+  // FailedPrecondition where the file was replaced since the directory was opened.
+  virtual absl::StatusOr<StoredRows> OpenRows(const std::string& name, Range rows,
+                                              int64_t cols) const = 0;
 
   virtual bool Has(const std::string& tensor_name) const = 0;
 

@@ -139,8 +139,10 @@ absl::StatusOr<std::vector<TensorEntry>> ParseSafetensors(std::span<const std::b
   return tensors;
 }
 
-SafetensorsFile::SafetensorsFile(MappedFile file, std::vector<TensorEntry> tensors)
-    : file_(std::move(file)),
+SafetensorsFile::SafetensorsFile(std::string path, MappedFile file,
+                                 std::vector<TensorEntry> tensors)
+    : path_(std::move(path)),
+      file_(std::move(file)),
       tensors_(std::move(tensors)),
       header_bytes_(static_cast<int64_t>(kLengthBytes + HeaderLength(file_.bytes()))) {}
 
@@ -151,7 +153,14 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
     return absl::Status(tensors.status().code(),
                         fmt::format("{}: {}", path, std::string(tensors.status().message())));
   }
-  return SafetensorsFile(std::move(file), *std::move(tensors));
+  return SafetensorsFile(path, std::move(file), *std::move(tensors));
+}
+
+absl::StatusOr<RandomAccessFile> SafetensorsFile::OpenAgain() const {
+  ASSIGN_OR_RETURN(RandomAccessFile file, RandomAccessFile::Open(path_));
+  if (file.identity() == file_.identity()) return file;
+  return absl::FailedPreconditionError(
+      fmt::format("{} was replaced while it was being read", path_));
 }
 
 const TensorEntry* SafetensorsFile::Find(std::string_view name) const {

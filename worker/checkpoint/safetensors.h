@@ -13,6 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/mapped_file.h"
+#include "common/random_access_file.h"
 
 namespace qserve::worker::checkpoint {
 
@@ -64,10 +65,15 @@ class SafetensorsFile {
   // Bytes of an entry of this file; valid as long as this object lives. Alignment is not promised.
   std::span<const std::byte> Data(const TensorEntry& entry) const;
   std::span<const std::byte> bytes() const { return file_.bytes(); }
+  void DropPages() const { file_.DropPages(); }
+  // The file once more, for reading without the mapping. FailedPrecondition where another one has
+  // its path by now; errors of RandomAccessFile::Open.
+  absl::StatusOr<RandomAccessFile> OpenAgain() const;
   int64_t header_bytes() const { return header_bytes_; }  // the length field included
 
  private:
-  SafetensorsFile(MappedFile file, std::vector<TensorEntry> tensors);
+  SafetensorsFile(std::string path, MappedFile file, std::vector<TensorEntry> tensors);
+  std::string path_;
   MappedFile file_;
   std::vector<TensorEntry> tensors_;
   int64_t header_bytes_ = 0;

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <set>
 
+#include "common/check.h"
 #include "common/hashing.h"
 #include "common/mapped_file.h"
 #include "common/status_macros.h"
@@ -122,6 +123,14 @@ std::optional<TensorView> TensorSet::Find(std::string_view name) const {
       entry.dtype, entry.shape, {reinterpret_cast<const uint8_t*>(data.data()), data.size()}};
 }
 
+absl::StatusOr<TensorFile> TensorSet::OpenFile(std::string_view name) const {
+  const auto found = tensors_.find(name);
+  QSERVE_CHECK(found != tensors_.end());
+  const SafetensorsFile& file = files_[found->second.file];
+  ASSIGN_OR_RETURN(RandomAccessFile opened, file.OpenAgain());
+  return TensorFile{std::move(opened), file.tensors()[found->second.entry].begin};
+}
+
 std::vector<std::string> TensorSet::Names() const {
   std::vector<std::string> names;
   for (const auto& [name, place] : tensors_) names.push_back(name);
@@ -145,6 +154,10 @@ uint64_t TensorSet::Digest(uint64_t seed, int64_t& bytes_read) const {
     }
   }
   return digest;
+}
+
+void TensorSet::DropPages() const {
+  for (const SafetensorsFile& file : files_) file.DropPages();
 }
 
 }  // namespace qserve::worker::checkpoint

@@ -22,6 +22,12 @@ struct TensorView {
   std::span<const uint8_t> data;
 };
 
+// The same to be read from the file; begin is its first byte there.
+struct TensorFile {
+  RandomAccessFile file;
+  int64_t begin = 0;
+};
+
 class TensorSet {
  public:
   // model.safetensors, else the shards of model.safetensors.index.json. NotFound if a file is
@@ -31,12 +37,17 @@ class TensorSet {
 
   // Valid as long as this object lives.
   std::optional<TensorView> Find(std::string_view name) const;
+  // Of a tensor that is there. Independent of this object; errors of SafetensorsFile::OpenAgain.
+  absl::StatusOr<TensorFile> OpenFile(std::string_view name) const;
   bool Has(std::string_view name) const { return tensors_.contains(name); }
   std::vector<std::string> Names() const;  // sorted
 
   // Hash of all headers, file sizes and a sample of every tensor. Adds the bytes of data looked at
   // to `bytes_read`.
   uint64_t Digest(uint64_t seed, int64_t& bytes_read) const;
+
+  // Gives back the pages of all files that were touched so far (MappedFile::DropPages).
+  void DropPages() const;
 
  private:
   struct Place {

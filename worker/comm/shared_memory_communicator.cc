@@ -47,8 +47,8 @@ bool Reached(uint32_t turn, uint32_t wanted) { return static_cast<int32_t>(turn 
 class SharedMemoryCommunicator final : public Communicator {
  public:
   SharedMemoryCommunicator(const SharedMemoryOptions& options,
-                           std::unique_ptr<SharedSegment> segment,
-                           std::vector<group::UniqueFd> peers, kernels::Backend* backend)
+                           std::unique_ptr<SharedSegment> segment, std::vector<UniqueFd> peers,
+                           kernels::Backend* backend)
       : options_(options),
         segment_(std::move(segment)),
         peers_(std::move(peers)),
@@ -229,7 +229,7 @@ class SharedMemoryCommunicator final : public Communicator {
 
   const SharedMemoryOptions options_;
   const std::unique_ptr<SharedSegment> segment_;
-  const std::vector<group::UniqueFd> peers_;  // pidfds
+  const std::vector<UniqueFd> peers_;  // pidfds
   kernels::Backend* const backend_;
   const int spins_;
   uint32_t turn_ = 0;
@@ -267,8 +267,8 @@ absl::StatusOr<std::unique_ptr<SharedSegment>> MakeOrOpen(const SharedMemoryOpti
   return SharedSegment::Open(name, options.size, options.buffer_bytes);
 }
 
-absl::StatusOr<std::vector<group::UniqueFd>> WatchPeers(SharedSegment& segment, int size) {
-  std::vector<group::UniqueFd> peers;
+absl::StatusOr<std::vector<UniqueFd>> WatchPeers(SharedSegment& segment, int size) {
+  std::vector<UniqueFd> peers;
   for (int r = 0; r < size; ++r) {
     const int32_t pid = segment.counter(r).pid;
     peers.emplace_back(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));

@@ -64,7 +64,7 @@ void SharedSegment::RemoveName() {
 absl::StatusOr<std::unique_ptr<SharedSegment>> SharedSegment::Create(int ranks,
                                                                      int64_t buffer_bytes) {
   const std::string name = std::string(kNamePrefix) + DrawId();
-  const group::UniqueFd file(shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+  const UniqueFd file(shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
   if (file.get() < 0) {
     return Error(absl::StatusCode::kResourceExhausted, "shared memory cannot be made");
   }
@@ -93,7 +93,7 @@ absl::StatusOr<std::unique_ptr<SharedSegment>> SharedSegment::Open(const std::st
                                                                    int ranks,
                                                                    int64_t buffer_bytes) {
   if (!IsSegmentName(name)) return absl::FailedPreconditionError("no name of a shared segment");
-  const group::UniqueFd file(shm_open(name.c_str(), O_RDWR | O_CLOEXEC, 0));
+  const UniqueFd file(shm_open(name.c_str(), O_RDWR | O_CLOEXEC, 0));
   if (file.get() < 0) return Error(absl::StatusCode::kNotFound, "no such shared memory here");
   struct stat status = {};
   if (fstat(file.get(), &status) != 0 || status.st_uid != geteuid() ||

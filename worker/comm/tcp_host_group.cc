@@ -23,7 +23,6 @@ namespace qserve::worker::comm {
 namespace {
 
 using group::FrameChannel;
-using group::UniqueFd;
 
 constexpr std::string_view kAddressKey = "host_group/address";
 constexpr Duration kHelloTimeout = std::chrono::seconds(5);

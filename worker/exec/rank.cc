@@ -262,6 +262,7 @@ class Rank::Builder {
                           .max_logit_rows = std::min<int64_t>(limits.slots, limits.max_step_tokens),
                           .slots = limits.slots,
                           .max_positions = limits.max_model_len}));
+    rank_->description_.activation_bytes = rank_->model_->activation_bytes();
     return absl::OkStatus();
   }
 

@@ -55,6 +55,7 @@ struct ModelDescription {
   std::vector<kernels::KvFormat> kv_formats;  // one a layer
   kernels::DeviceInfo device;
   int64_t weight_bytes = 0;                // of this rank, on its device
+  int64_t activation_bytes = 0;            // for the values of the largest step, likewise
   int64_t checkpoint_bytes = 0;            // that this rank read
   std::vector<kernels::MemoryUse> memory;  // of its device, by purpose; empty on a CPU
 };

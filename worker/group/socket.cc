@@ -74,11 +74,6 @@ absl::StatusOr<UniqueFd> ConnectOne(const addrinfo& address, TimePoint deadline,
 
 }  // namespace
 
-void UniqueFd::Reset(int fd) {
-  if (fd_ >= 0) close(fd_);
-  fd_ = fd;
-}
-
 absl::Status ErrnoStatus(std::string_view what, int error) {
   return absl::UnavailableError(fmt::format("{}: {}", what, std::strerror(error)));
 }

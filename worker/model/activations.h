@@ -2,7 +2,9 @@
 // Llama; one thread.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "common/check.h"
@@ -12,34 +14,66 @@
 
 namespace qserve::worker::model {
 
-// Up to `max_rows` rows of `type`.
+// Rows [first, first + count) of a matrix.
+inline kernels::FloatMatrix RowsOf(kernels::FloatMatrix m, int64_t first, int64_t count) {
+  QSERVE_CHECK(first >= 0 && count >= 0 && first + count <= m.rows);
+  m.data = static_cast<std::byte*>(m.data) + first * m.stride * kernels::BytesOf(m.type);
+  m.rows = count;
+  return m;
+}
+inline kernels::Activation RowsOf(kernels::Activation a, int64_t first, int64_t count) {
+  QSERVE_CHECK(first >= 0 && count >= 0 && first + count <= a.rows);
+  if (a.f32 != nullptr) a.f32 += first * a.f32_stride;
+  if (a.q != nullptr) {
+    a.q += first * a.q_stride;
+    a.scale += first;
+    a.row_sum += first;
+  }
+  a.rows = count;
+  return a;
+}
+
+// Up to `max_rows` rows of `type`, in memory of their own or in some that is shared with rows which
+// are never wanted at the same time.
 class FloatRows {
  public:
   static absl::StatusOr<FloatRows> Create(kernels::Backend& backend, kernels::FloatType type,
                                           int64_t max_rows, int64_t cols) {
+    ASSIGN_OR_RETURN(
+        kernels::Buffer buffer,
+        ToAbsl(backend.Allocate(max_rows * cols * kernels::BytesOf(type), "activations")));
+    FloatRows rows = Within(buffer, type, max_rows, cols);
+    rows.own_ = std::move(buffer);
+    return rows;
+  }
+  // `memory` must outlive the rows.
+  static FloatRows Within(const kernels::Buffer& memory, kernels::FloatType type, int64_t max_rows,
+                          int64_t cols) {
+    QSERVE_CHECK(max_rows * cols * kernels::BytesOf(type) <= memory.bytes());
     FloatRows rows;
+    rows.data_ = memory.data();
     rows.type_ = type;
     rows.max_rows_ = max_rows;
     rows.cols_ = cols;
-    ASSIGN_OR_RETURN(rows.buffer_, ToAbsl(backend.Allocate(max_rows * cols * kernels::BytesOf(type),
-                                                           "activations")));
     return rows;
   }
 
   // The first `count` rows.
   kernels::FloatMatrix First(int64_t count) const {
     QSERVE_CHECK(count <= max_rows_);
-    return {buffer_.data(), type_, count, cols_, cols_};
+    return {data_, type_, count, cols_, cols_};
   }
   // The same of fp32 rows.
   kernels::Matrix<float> FirstF32(int64_t count) const {
     QSERVE_CHECK(count <= max_rows_ && type_ == kernels::FloatType::kF32);
-    return {.data = buffer_.as<float>(), .rows = count, .cols = cols_, .stride = cols_};
+    return {.data = static_cast<float*>(data_), .rows = count, .cols = cols_, .stride = cols_};
   }
   int64_t max_rows() const { return max_rows_; }
+  int64_t own_bytes() const { return own_.bytes(); }
 
  private:
-  kernels::Buffer buffer_;
+  kernels::Buffer own_;
+  void* data_ = nullptr;
   kernels::FloatType type_ = kernels::FloatType::kF32;
   int64_t max_rows_ = 0;
   int64_t cols_ = 0;
@@ -91,6 +125,9 @@ class LinearInputRows {
     kernels::Activation view = view_;
     view.rows = count;
     return view;
+  }
+  int64_t own_bytes() const {
+    return floats_.bytes() + codes_.bytes() + scales_.bytes() + sums_.bytes();
   }
 
  private:

@@ -1,5 +1,6 @@
 #include "worker/model/llama.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -14,6 +15,20 @@ using kernels::Activation;
 using kernels::ConstFloatMatrix;
 using kernels::FloatMatrix;
 using kernels::Matrix;
+
+namespace {
+
+// Where operations run inside their call, the widest activations are those of so many rows and no
+// more: enough for every weight that is fetched to be used at full speed. Elsewhere launching more
+// operations would cost more than the memory is worth, and an observer sees whole steps.
+constexpr int64_t kFeedForwardRows = 512;
+
+int64_t FeedForwardRows(const kernels::Backend& backend, const LlamaOptions& options) {
+  if (backend.info().asynchronous || options.observer != nullptr) return options.max_step_tokens;
+  return std::min(kFeedForwardRows, options.max_step_tokens);
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Llama>> Llama::Create(const checkpoint::ModelConfig& config,
                                                      const Shard& shard, ModelWeights weights,
@@ -36,36 +51,32 @@ Llama::Llama(const checkpoint::ModelConfig& config, const Shard& shard, ModelWei
       weights_(std::move(weights)),
       backend_(backend),
       communicator_(communicator),
-      options_(options) {}
+      options_(options),
+      feed_forward_rows_(FeedForwardRows(backend, options)) {}
 
 absl::Status Llama::Allocate() {
   const int64_t tokens = options_.max_step_tokens;
   const bool observed = options_.observer != nullptr;
   const LayerWeights& first = weights_.layers.front();
   const kernels::FloatType type = backend_.info().activation_type;
-  const auto rows = [&](FloatRows& to, int64_t max_rows, int64_t cols,
-                        kernels::FloatType element) -> absl::Status {
-    ASSIGN_OR_RETURN(to, FloatRows::Create(backend_, element, max_rows, cols));
+  const auto rows = [&](FloatRows& to, kernels::FloatType element) -> absl::Status {
+    ASSIGN_OR_RETURN(to, FloatRows::Create(backend_, element, tokens, config_.hidden_size));
+    activation_bytes_ += to.own_bytes();
     return absl::OkStatus();
   };
   const auto input = [&](LinearInputRows& to, int64_t max_rows,
                          const kernels::PackedLinear& weight) -> absl::Status {
     ASSIGN_OR_RETURN(to, LinearInputRows::Create(backend_, max_rows, weight, observed));
+    activation_bytes_ += to.own_bytes();
     return absl::OkStatus();
   };
-  RETURN_IF_ERROR(rows(residual_, tokens, config_.hidden_size, type));
-  RETURN_IF_ERROR(rows(delta_, tokens, config_.hidden_size, type));
-  if (NeedsPartialSums()) {
-    RETURN_IF_ERROR(rows(partial_, tokens, config_.hidden_size, kernels::FloatType::kF32));
-  }
-  RETURN_IF_ERROR(rows(qkv_, tokens, first.qkv->n, type));
-  RETURN_IF_ERROR(rows(gate_up_, tokens, first.feed_forward.gate_up->n, type));
-  // Rank 0 computes its own columns in place: gathering one rank's logits moves nothing.
-  const int64_t logit_columns = shard_.vocab_rows * (shard_.rank == 0 ? shard_.size : 1);
-  RETURN_IF_ERROR(rows(logits_, options_.max_logit_rows, logit_columns, kernels::FloatType::kF32));
+  RETURN_IF_ERROR(rows(residual_, type));
+  RETURN_IF_ERROR(rows(delta_, type));
+  if (NeedsPartialSums()) RETURN_IF_ERROR(rows(partial_, kernels::FloatType::kF32));
+  RETURN_IF_ERROR(AllocateWide());
   RETURN_IF_ERROR(input(block_input_, tokens, *first.qkv));
   RETURN_IF_ERROR(input(attention_output_, tokens, *first.o));
-  RETURN_IF_ERROR(input(feed_forward_hidden_, tokens, *first.feed_forward.down));
+  RETURN_IF_ERROR(input(feed_forward_hidden_, feed_forward_rows_, *first.feed_forward.down));
   RETURN_IF_ERROR(input(head_input_, options_.max_logit_rows, *weights_.lm_head));
 
   ASSIGN_OR_RETURN(sampled_ids_, ToAbsl(backend_.Allocate(options_.slots * int64_t{sizeof(int32_t)},
@@ -74,7 +85,27 @@ absl::Status Llama::Allocate() {
   const int64_t table_bytes = static_cast<int64_t>(table.size() * sizeof(float));
   ASSIGN_OR_RETURN(cos_sin_, ToAbsl(backend_.Allocate(table_bytes, "rope table")));
   backend_.CopyToDevice(cos_sin_.data(), table.data(), table_bytes);
+  activation_bytes_ += sampled_ids_.bytes() + table_bytes;
   if (observed) host_cos_sin_ = std::move(table);
+  return absl::OkStatus();
+}
+
+// q|k|v is done with before gate|up is made, and that before the logits are.
+absl::Status Llama::AllocateWide() {
+  const LayerWeights& first = weights_.layers.front();
+  const kernels::FloatType type = backend_.info().activation_type;
+  const int64_t tokens = options_.max_step_tokens;
+  const int64_t qkv = first.qkv->n, gate_up = first.feed_forward.gate_up->n;
+  // Rank 0 computes its own columns in place: gathering one rank's logits moves nothing.
+  const int64_t logits = shard_.vocab_rows * (shard_.rank == 0 ? shard_.size : 1);
+  const int64_t bytes = std::max({tokens * qkv * kernels::BytesOf(type),
+                                  feed_forward_rows_ * gate_up * kernels::BytesOf(type),
+                                  options_.max_logit_rows * logits * int64_t{sizeof(float)}});
+  ASSIGN_OR_RETURN(wide_, ToAbsl(backend_.Allocate(bytes, "activations")));
+  activation_bytes_ += bytes;
+  qkv_ = FloatRows::Within(wide_, type, tokens, qkv);
+  gate_up_ = FloatRows::Within(wide_, type, feed_forward_rows_, gate_up);
+  logits_ = FloatRows::Within(wide_, kernels::FloatType::kF32, options_.max_logit_rows, logits);
   return absl::OkStatus();
 }
 
@@ -101,10 +132,7 @@ void Llama::Forward(const StepInputs& inputs, std::span<const LayerKv> kv,
 void Llama::Embed(const StepInputs& inputs) {
   const FloatMatrix residual = residual_.First(std::ssize(inputs.token_ids));
   const FloatMatrix partial = PartialOf(residual);
-  kernels::ops::Embed(backend_, {.table = weights_.embedding_table,
-                                 .token_ids = inputs.token_ids,
-                                 .sampled_ids = sampled_ids_.as<int32_t>(),
-                                 .out = partial});
+  weights_.embedding.LookUp(backend_, inputs.token_ids, sampled_ids_.as<int32_t>(), partial);
   SumOverRanks(partial, residual);
 }
 
@@ -171,18 +199,22 @@ void Llama::Attention(int64_t layer, const StepInputs& inputs, const LayerKv& kv
   SumOverRanks(partial, delta);
 }
 
-// block_input_ -> delta_: down(silu(gate) * up).
+// block_input_ -> delta_: down(silu(gate) * up), some rows at a time; no row depends on another.
 void Llama::FeedForward(int64_t layer, int64_t tokens) {
   const FeedForwardWeights& weights = weights_.layers[static_cast<size_t>(layer)].feed_forward;
-  const Activation input = block_input_.First(tokens), hidden = feed_forward_hidden_.First(tokens);
-  const FloatMatrix gate_up = gate_up_.First(tokens), delta = delta_.First(tokens);
-  const FloatMatrix partial = PartialOf(delta);
-
-  ObserveInput(layer, LinearInput::kGateUp, input);
-  kernels::ops::Linear(backend_, {.weight = weights.gate_up.get(), .x = input, .out = gate_up});
-  kernels::ops::SiluMul(backend_, {.gate_up = gate_up, .out = hidden});
-  ObserveInput(layer, LinearInput::kDown, hidden);
-  kernels::ops::Linear(backend_, {.weight = weights.down.get(), .x = hidden, .out = partial});
+  const FloatMatrix delta = delta_.First(tokens), partial = PartialOf(delta);
+  for (int64_t row = 0; row < tokens; row += feed_forward_rows_) {
+    const int64_t count = std::min(feed_forward_rows_, tokens - row);
+    const Activation input = RowsOf(block_input_.First(tokens), row, count);
+    const Activation hidden = feed_forward_hidden_.First(count);
+    const FloatMatrix gate_up = gate_up_.First(count);
+    ObserveInput(layer, LinearInput::kGateUp, input);
+    kernels::ops::Linear(backend_, {.weight = weights.gate_up.get(), .x = input, .out = gate_up});
+    kernels::ops::SiluMul(backend_, {.gate_up = gate_up, .out = hidden});
+    ObserveInput(layer, LinearInput::kDown, hidden);
+    kernels::ops::Linear(
+        backend_, {.weight = weights.down.get(), .x = hidden, .out = RowsOf(partial, row, count)});
+  }
   SumOverRanks(partial, delta);
 }
 

@@ -70,10 +70,15 @@ class Llama {
 
   const ModelWeights& weights() const { return weights_; }
 
+  // Device memory for the values of the largest step, beside weights and KV cache; what the kernels
+  // themselves need for a moment is not in it.
+  int64_t activation_bytes() const { return activation_bytes_; }
+
  private:
   Llama(const checkpoint::ModelConfig& config, const Shard& shard, ModelWeights weights,
         kernels::Backend& backend, comm::Communicator& communicator, const LlamaOptions& options);
   absl::Status Allocate();
+  absl::Status AllocateWide();
 
   void Embed(const StepInputs& inputs);
   bool NeedsPartialSums() const;
@@ -99,19 +104,23 @@ class Llama {
   kernels::Backend& backend_;
   comm::Communicator& communicator_;
   const LlamaOptions options_;
+  // Rows that pass the feed-forward part together.
+  const int64_t feed_forward_rows_;
+  int64_t activation_bytes_ = 0;
   std::vector<float> host_cos_sin_;  // kept for an observer only
 
   kernels::Buffer cos_sin_;      // [max_positions, head_dim]
   kernels::Buffer sampled_ids_;  // [slots]
   FloatRows residual_;           // [tokens, hidden]
-  FloatRows delta_;    // [tokens, hidden]: what o or down adds to the residual, by the next norm
-  FloatRows partial_;  // [tokens, hidden]: fp32 parts of a sum over ranks; see NeedsPartialSums
+  FloatRows delta_;       // [tokens, hidden]: what o or down adds to the residual, by the next norm
+  FloatRows partial_;     // [tokens, hidden]: fp32 parts of a sum over ranks; see NeedsPartialSums
+  kernels::Buffer wide_;  // of the three below, of which one at a time is wanted
   FloatRows qkv_;
-  FloatRows gate_up_;
+  FloatRows gate_up_;            // [feed_forward_rows_, ...]
   FloatRows logits_;             // rank 0: every rank's columns side by side; elsewhere this rank's
   LinearInputRows block_input_;  // of qkv and of gate_up
   LinearInputRows attention_output_;
-  LinearInputRows feed_forward_hidden_;
+  LinearInputRows feed_forward_hidden_;  // [feed_forward_rows_, ...]
   LinearInputRows head_input_;
   kernels::Matrix<const float> logits_view_;
 };

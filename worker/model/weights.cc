@@ -29,8 +29,6 @@ using kernels::WeightFormat;
 // Rows of a vocabulary matrix handled at once: bounds what the host holds in fp32 while the head is
 // quantized.
 constexpr int64_t kVocabChunkRows = 4096;
-// Of the embedding: what a copy needs beside the mapped file, times the threads.
-constexpr int64_t kEmbeddingChunkRows = 256;
 
 int64_t FloatBytes(FloatType type) { return type == FloatType::kF32 ? 4 : 2; }
 
@@ -142,31 +140,11 @@ class Loader {
   }
 
   absl::Status LoadEmbedding() {
-    const int64_t rows = shard_.vocab.size(), cols = config_.hidden_size;
-    weights_.embedding_table = {
-        .first_id = static_cast<int32_t>(shard_.vocab.begin), .rows = rows, .cols = cols};
-    if (rows == 0) return absl::OkStatus();
-    const auto read = [&](int64_t chunk) {
-      const int64_t begin = shard_.vocab.begin + chunk * kEmbeddingChunkRows;
-      return checkpoint_.ReadRows("model.embed_tokens.weight",
-                                  {begin, std::min(shard_.vocab.end, begin + kEmbeddingChunkRows)},
-                                  cols);
-    };
-    const auto copy = [&](int64_t chunk, FloatMatrix part) -> absl::Status {
-      const int64_t row_bytes = cols * FloatBytes(part.type);
-      if (chunk == 0) {
-        ASSIGN_OR_RETURN(weights_.embedding, Allocate(rows * row_bytes));
-        weights_.embedding_table.type = part.type;
-        weights_.embedding_table.data = weights_.embedding.data();
-      }
-      backend_.CopyToDevice(
-          weights_.embedding.as<uint8_t>() + chunk * kEmbeddingChunkRows * row_bytes,
-          part.data.data(), part.rows * row_bytes);
-      Progress(part.rows * row_bytes);
-      return absl::OkStatus();
-    };
-    return ReadAhead<FloatMatrix>((rows + kEmbeddingChunkRows - 1) / kEmbeddingChunkRows,
-                                  options_.reader_threads, read, copy);
+    ASSIGN_OR_RETURN(weights_.embedding,
+                     Embedding::Load(checkpoint_, shard_, backend_, options_.reader_threads,
+                                     [this](int64_t bytes) { Progress(bytes); }));
+    weights_.device_bytes += weights_.embedding.device_bytes();
+    return absl::OkStatus();
   }
 
   // One linear as this rank has it: row ranges of one or several linears of a layer under one
@@ -364,10 +342,11 @@ class Loader {
     const int64_t rows = (shard_.heads.size() + 2 * shard_.local_kv_heads()) * config_.head_dim +
                          shard_.heads.size() * config_.head_dim + 3 * shard_.intermediate.size();
     const int64_t linears = config_.layers * rows * config_.hidden_size;
-    const int64_t vocabulary = (shard_.vocab.size() + shard_.vocab_rows) * config_.hidden_size;
+    const int64_t copied_rows = backend_.info().host_memory ? 0 : shard_.vocab.size();
     const int64_t float_bytes = FloatBytes(config_.float_type);
     return (quantized ? linears / 2 : linears * float_bytes) +
-           vocabulary * (quantized ? 3 : 2 * float_bytes) / 2;
+           (copied_rows * float_bytes + shard_.vocab_rows * (quantized ? 1 : float_bytes)) *
+               config_.hidden_size;
   }
 
   void Progress(int64_t bytes) {

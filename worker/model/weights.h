@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "worker/checkpoint/checkpoint.h"
+#include "worker/model/embedding.h"
 #include "worker/model/sharding.h"
 
 namespace qserve::worker::model {
@@ -43,10 +44,10 @@ struct LayerWeights {
   FeedForwardWeights feed_forward;
 };
 
-// All memory belongs to the backend it was loaded through, which must outlive this.
+// All memory belongs to the backend it was loaded through, which must outlive this. The
+// checkpoint's file of the embedding may stay open and be read: it must stay as it is.
 struct ModelWeights {
-  kernels::Buffer embedding;  // rows of this rank's ids, as stored
-  kernels::EmbeddingTable embedding_table;
+  Embedding embedding;
   std::vector<LayerWeights> layers;
   kernels::Buffer final_gain;                      // fp32 [hidden]
   std::unique_ptr<kernels::PackedLinear> lm_head;  // vocab_rows rows, zero beyond the vocabulary
