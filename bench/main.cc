@@ -23,6 +23,7 @@
 #include "common/log.h"
 #include "common/shutdown.h"
 #include "common/status_macros.h"
+#include "worker/exec/format_flags.h"
 #include "worker/group/numa.h"
 
 namespace qserve::bench {
@@ -71,8 +72,7 @@ void Print(int argc, const char* const* argv, const Json& results, const std::st
 
 struct OfflineFlags {
   OfflineOptions offline;
-  std::string kv_cache_memory = "auto", kv_cache_dtype = "auto", lm_head_dtype = "auto";
-  std::string quantize = "none";
+  worker::exec::FormatFlags formats;
   bool pin_threads = false;
   bool json = false;
 };
@@ -93,11 +93,7 @@ void Declare(cli::Options& options, OfflineFlags& flags) {
               "auto, reference, avx2, avxvnni, avx512vnni or avx512amx");
   options.Add("max-num-batched-tokens", flags.offline.executor.max_num_batched_tokens,
               "Tokens in a step");
-  options.Add("kv-cache-memory", flags.kv_cache_memory, "Bytes, KiB, MiB or GiB; auto");
-  options.Add("kv-cache-dtype", flags.kv_cache_dtype, "auto, int4, int8, fp16 (fp32: CPU only)");
-  options.Add("lm-head-dtype", flags.lm_head_dtype, "auto, fp16, int8 or int4");
-  options.Add("quantize", flags.quantize,
-              "Quantize a full-precision model at load: none, rtn-g128 or rtn-gchn");
+  worker::exec::Declare(options, flags.formats);
   options.AddFlag("pin-threads", flags.pin_threads,
                   "Bind each CPU thread to a processor of its own");
   options.AddFlag("profile", flags.offline.profile,
@@ -107,15 +103,7 @@ void Declare(cli::Options& options, OfflineFlags& flags) {
 
 absl::Status Resolve(OfflineFlags& flags) {
   worker::exec::ExecutorOptions& executor = flags.offline.executor;
-  if (flags.kv_cache_memory != "auto") {
-    const auto bytes = cli::ParseBytes(flags.kv_cache_memory);
-    if (!bytes || *bytes == 0)
-      return absl::InvalidArgumentError("--kv-cache-memory must be auto or a size such as 4GiB");
-    executor.kv_cache_memory = *bytes;
-  }
-  ASSIGN_OR_RETURN(executor.kv_cache_dtype, worker::exec::ParseKvCacheType(flags.kv_cache_dtype));
-  ASSIGN_OR_RETURN(executor.lm_head_dtype, worker::exec::ParseLmHeadType(flags.lm_head_dtype));
-  ASSIGN_OR_RETURN(executor.quantize, worker::exec::ParseQuantize(flags.quantize));
+  RETURN_IF_ERROR(worker::exec::Apply(flags.formats, executor));
   if (executor.threads == 0)
     executor.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   if (flags.pin_threads) {

@@ -12,7 +12,7 @@ add_custom_target(bench_commit
   COMMAND ${CMAKE_COMMAND} -DSOURCE=${PROJECT_SOURCE_DIR} -DOUTPUT=${commit_header} -P ${CMAKE_CURRENT_SOURCE_DIR}/commit.cmake
   BYPRODUCTS ${commit_header}
   VERBATIM)
-qserve_binary(qserve-bench SOURCES main.cc machine.cc DEPS bench_offline bench_load bench_make_model common common_cli worker_group)
+qserve_binary(qserve-bench SOURCES main.cc machine.cc DEPS bench_offline bench_load bench_make_model common common_cli worker_exec_flags worker_group)
 target_include_directories(qserve-bench PRIVATE ${PROJECT_BINARY_DIR}/generated)
 add_dependencies(qserve-bench bench_commit)
 

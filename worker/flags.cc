@@ -115,14 +115,7 @@ void Declare(cli::Options& options, Flags& flags) {
   options.Add("max-num-seqs", flags.max_num_seqs, "Sequences in a step");
   options.Add("max-num-batched-tokens", flags.max_num_batched_tokens, "Tokens in a step");
   options.Add("max-queue", flags.max_queue, "Requests that may wait; more are refused");
-  options.Add("kv-cache-memory", flags.kv_cache_memory,
-              "KV cache of the replica: bytes, KiB, MiB or GiB; auto");
-  options.Add("kv-cache-dtype", flags.kv_cache_dtype, "auto, int4, int8, fp16 (fp32: CPU only)");
-  options.Add("lm-head-dtype", flags.lm_head_dtype, "auto, fp16, int8 or int4");
-  options.Add("quantize", flags.quantize,
-              "Quantize a full-precision model at load: none, rtn-g128 or rtn-gchn");
-  options.Add("full-precision-dtype", flags.full_precision_dtype,
-              "Multiply full-precision linears in fp32 or bf16 (CPU only)");
+  exec::Declare(options, flags.formats);
   options.AddFlag("no-prefix-caching", flags.no_prefix_caching, "Compute every prompt anew");
   options.AddFlag("no-cuda-graphs", flags.no_cuda_graphs,
                   "Launch decoding steps kernel by kernel, not as CUDA graphs; CPUs have none");
@@ -174,24 +167,7 @@ absl::StatusOr<exec::ExecutorOptions> ExecutorOptionsOf(const Flags& flags, int 
   options.max_num_seqs = flags.max_num_seqs;
   options.max_num_batched_tokens = flags.max_num_batched_tokens;
   options.record_steps = !flags.no_cuda_graphs;
-  if (flags.kv_cache_memory != "auto") {
-    const auto bytes = cli::ParseBytes(flags.kv_cache_memory);
-    if (!bytes || *bytes == 0) {
-      return absl::InvalidArgumentError(
-          fmt::format("--kv-cache-memory must be auto or a size such as 4GiB, got '{}'",
-                      flags.kv_cache_memory));
-    }
-    options.kv_cache_memory = *bytes;
-  }
-  ASSIGN_OR_RETURN(options.kv_cache_dtype, exec::ParseKvCacheType(flags.kv_cache_dtype));
-  ASSIGN_OR_RETURN(options.lm_head_dtype, exec::ParseLmHeadType(flags.lm_head_dtype));
-  ASSIGN_OR_RETURN(options.quantize, exec::ParseQuantize(flags.quantize));
-  ASSIGN_OR_RETURN(options.full_precision_type,
-                   exec::ParseFullPrecisionType(flags.full_precision_dtype));
-  if (options.full_precision_type != kernels::FloatType::kF32 && flags.device == "cuda") {
-    return absl::InvalidArgumentError(
-        "--full-precision-dtype bf16 is for CPUs: GPUs serve no full-precision linears");
-  }
+  RETURN_IF_ERROR(exec::Apply(flags.formats, options));
   return options;
 }
 

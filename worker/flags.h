@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "worker/engine/engine.h"
 #include "worker/exec/executor_options.h"
+#include "worker/exec/format_flags.h"
 
 namespace qserve::worker {
 
@@ -30,11 +31,7 @@ struct Flags {
   int32_t max_num_seqs = 256;
   int64_t max_num_batched_tokens = 2048;
   int32_t max_queue = 1024;
-  std::string kv_cache_memory = "auto";
-  std::string kv_cache_dtype = "auto";
-  std::string lm_head_dtype = "auto";
-  std::string quantize = "none";
-  std::string full_precision_dtype = "fp32";
+  exec::FormatFlags formats;
   bool no_prefix_caching = false;
   bool no_cuda_graphs = false;
   int threads = 0;

@@ -41,10 +41,10 @@ std::string KvName(const std::vector<kernels::KvFormat>& formats) {
 std::string QuantizationName(const Flags& flags, const exec::ModelDescription& description) {
   const std::string kv = KvName(description.kv_formats);
   const checkpoint::Scheme scheme = description.config.scheme;
-  if (scheme == checkpoint::Scheme::kQoqGroup128 || flags.quantize == "rtn-g128") {
+  if (scheme == checkpoint::Scheme::kQoqGroup128 || flags.formats.quantize == "rtn-g128") {
     return fmt::format("w4a8{}-g128", kv);
   }
-  if (scheme == checkpoint::Scheme::kQoqPerChannel || flags.quantize == "rtn-gchn") {
+  if (scheme == checkpoint::Scheme::kQoqPerChannel || flags.formats.quantize == "rtn-gchn") {
     return fmt::format("w4a8{}-gchn", kv);
   }
   return fmt::format("float-{}", kv);
