@@ -164,12 +164,11 @@ def token_weights(config: dict) -> int:
 
 
 def about(engine: str, output: str, config: dict) -> dict[str, object]:
-    """What qserve says of itself, and what a decoding step costs at least: bytes of weights read (all but the embeddings, fp16, of
-    which a step reads a few rows), operations a token. Nothing of a peer."""
+    """What qserve says of itself, and what a decoding step costs at least: bytes of weights read (on a CPU the embedding, of which a
+    step reads a few rows, is not among them), operations a token. Nothing of a peer."""
     if engine != QSERVE:
         return {}
     report = json.loads(output[output.index("{"):])
     model = report["model"]
-    embeddings = config["vocab_size"] * config["hidden_size"] * 2
     return {"commit": report.get("commit"), "isa": model["isa"], "kv_bytes_per_token": model["kv_bytes_per_token"],
-            "step_weight_bytes": model["weight_bytes"] - embeddings, "token_operations": 2 * token_weights(config)}
+            "step_weight_bytes": model["weight_bytes"], "token_operations": 2 * token_weights(config)}
