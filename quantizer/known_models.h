@@ -9,8 +9,8 @@
 
 namespace qserve::quantizer {
 
-// Told by its sizes; nothing for a model that is not in the table (with it, smoothing of down_proj
-// is off by default: docs/ACCURACY.md).
+// Told by its sizes; nothing for a model that is not in the table, which gets the exponents of
+// SmoothOutputOptions.
 std::optional<transform::SmoothOutputOptions> PublishedSmoothing(
     const worker::checkpoint::ModelConfig& config, worker::checkpoint::Scheme scheme);
 

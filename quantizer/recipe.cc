@@ -26,6 +26,7 @@ constexpr Settings RoundToNearest(Scheme scheme) {
 constexpr Settings Qoq(Scheme scheme) {
   Settings settings;
   settings.transform.attention.search = true;
+  settings.transform.down_proj.enabled = true;
   settings.solve.scheme = scheme;
   return settings;
 }
