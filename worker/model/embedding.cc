@@ -40,7 +40,8 @@ absl::StatusOr<Embedding> Embedding::Load(const Checkpoint& checkpoint, const Sh
                       .rows = shard.vocab.size(),
                       .cols = cols};
   if (shard.vocab.size() == 0) return embedding;
-  if (!backend.info().host_memory) {
+  // Rows are read into one place after another: only where nothing still computes on the last ones.
+  if (!backend.info().host_memory || backend.info().asynchronous) {
     RETURN_IF_ERROR(embedding.Copy(checkpoint, shard, backend, reader_threads, copied));
     return embedding;
   }
