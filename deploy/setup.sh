@@ -20,7 +20,7 @@ readonly MIN_CARGO="1.87"
 readonly PACKAGES=(
   ca-certificates ccache cmake curl g++ git iproute2 make ninja-build pkg-config python3 python3-venv
   libabsl-dev libbenchmark-dev libboost-context-dev libboost-dev libcli11-dev libdnnl-dev libeigen3-dev libgloo-dev libgmock-dev
-  libgrpc++-dev libgrpc-dev libgtest-dev libprotobuf-dev libspdlog-dev libssl-dev libxxhash-dev
+  libgrpc++-dev libgrpc-dev libgtest-dev libprotobuf-dev libspdlog-dev libssl-dev libxxhash-dev libyaml-cpp-dev
   nlohmann-json3-dev prometheus-cpp-dev protobuf-compiler protobuf-compiler-grpc
 )
 readonly DEV_PACKAGES=(clang-19 clang-format-19 clang-tidy-19)

@@ -4,9 +4,11 @@
 #include <cctype>
 #include <charconv>
 #include <cstdlib>
+#include <memory>
 
 #include <unistd.h>
 
+#include "common/cli/config_file.h"
 #include "common/cli/version.h"
 
 namespace qserve::cli {
@@ -14,7 +16,8 @@ namespace qserve::cli {
 Options::Options(const std::string& program, const std::string& description)
     : app_(description, program) {
   app_.set_version_flag("--version", std::string(kVersion));
-  app_.set_config("--config", "", "Read options from this file (key = value)");
+  app_.set_config("--config", "", "Read options from this file (key = value, or YAML)");
+  app_.config_formatter(std::make_shared<ConfigFile>());
   app_.allow_extras(false);
   app_.allow_config_extras(CLI::config_extras_mode::error);
   app_.get_formatter()->column_width(38);

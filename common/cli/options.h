@@ -1,7 +1,8 @@
 // Command lines of every binary: one declaration gives the flag, its environment variable
-// (--max-queue is QSERVE_MAX_QUEUE), its key in a --config file (max-queue = 1024), its help and
-// its parsing. Flags win over the environment, the environment over the file. Unknown flags and
-// keys are refused; unknown QSERVE_* variables are only reported, because Kubernetes injects some.
+// (--max-queue is QSERVE_MAX_QUEUE), its key in a --config file (max-queue = 1024, or as
+// YAML max-queue: 1024), its help and its parsing. Flags win over the environment, the environment
+// over the file. Unknown flags and keys are refused; unknown QSERVE_* variables are only reported,
+// because Kubernetes injects some.
 #pragma once
 
 #include <map>

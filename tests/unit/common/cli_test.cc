@@ -40,6 +40,46 @@ TEST(Options, FlagsWinOverEnvironmentWinsOverFile) {
   ::unsetenv("QSERVE_MAX_QUEUE");
 }
 
+// What --max-queue and the exit code are with this file.
+Parsed ParseFile(const std::string& text) {
+  const std::string path = testing::TempDir() + "/file.conf";
+  std::ofstream(path) << text;
+  return ParseArguments({"--config", path.c_str()});
+}
+
+TEST(Options, FilesMayBeYaml) {
+  for (const char* text : {"max-queue: 12", "---\nmax-queue: 12\n", "# a = b\n\nmax-queue: 12 # x",
+                           R"({"max-queue": 12, "verbose": true})", "\"max-queue\": '12'\r\n"}) {
+    const Parsed parsed = ParseFile(text);
+    EXPECT_FALSE(parsed.exit_code.has_value()) << text;
+    EXPECT_EQ(parsed.max_queue, 12) << text;
+  }
+  EXPECT_TRUE(ParseFile("verbose: true\nmax-queue: 1").verbose);
+  EXPECT_FALSE(ParseFile("verbose: false\nmax-queue: 1").verbose);
+  EXPECT_EQ(ParseFile("# of: nothing\nmax-queue = 13").max_queue, 13);
+  EXPECT_EQ(ParseFile("").exit_code, std::nullopt);
+}
+
+TEST(Options, YamlListsAreListsOfValues) {
+  std::vector<std::string> workers;
+  Options options("program", "A test");
+  options.Add("workers", workers, "Addresses");
+  const std::string path = testing::TempDir() + "/list.yaml";
+  std::ofstream(path) << "workers:\n  - a:1\n  - \"b c:2\"\n";
+  const char* const arguments[] = {"program", "--config", path.c_str()};
+  EXPECT_FALSE(options.Parse(3, arguments).has_value());
+  EXPECT_THAT(workers, testing::ElementsAre("a:1", "b c:2"));
+}
+
+TEST(Options, RefusesYamlOfAnotherShape) {
+  for (const char* text :
+       {"max-queue: {a: 1}", "max-queue: many", "max-queue:", "max-queue: [[1]]", "max-queue: []",
+        "---\n- max-queue\n", "no-such-key: 1", "max-queue: [1", "max-queue: *a", "? [a]\n: 1",
+        "max-queue: 1\n bad", "{", "---\n", "max-queue: [1, 2]"}) {
+    EXPECT_NE(ParseFile(text).exit_code.value_or(0), 0) << text;
+  }
+}
+
 TEST(Options, RefusesUnknownFlagsAndKeysAndReportsUnknownVariables) {
   EXPECT_NE(ParseArguments({"--no-such-flag"}).exit_code.value_or(0), 0);
   EXPECT_NE(ParseArguments({"--max-queue", "many"}).exit_code.value_or(0), 0);
