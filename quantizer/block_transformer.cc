@@ -9,6 +9,7 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "quantizer/calibration/gram.h"
+#include "quantizer/output_smoother.h"
 #include "quantizer/transform/attention_scales.h"
 #include "quantizer/transform/smooth.h"
 #include "quantizer/transform/value_transform.h"
@@ -34,15 +35,21 @@ void TakeLargest(const MatrixF& x, VectorF& largest) {
 
 class Transformer {
  public:
-  Transformer(const TransformOptions& options, kernels::KvFormat kv, BlockRunner* runner,
-              const std::vector<MatrixF>& hidden, BlockWeights& block)
-      : options_(options), kv_(kv), runner_(runner), hidden_(hidden), block_(block) {}
+  Transformer(const TransformOptions& options, const solve::SolveOptions& rounding,
+              kernels::KvFormat kv, BlockRunner* runner, const std::vector<MatrixF>& hidden,
+              BlockWeights& block)
+      : options_(options),
+        rounding_(rounding),
+        kv_(kv),
+        runner_(runner),
+        hidden_(hidden),
+        block_(block) {}
 
   absl::Status Run() {
     RETURN_IF_ERROR(Values());
     if (options_.attention.enabled) RETURN_IF_ERROR(Attention());
     if (options_.o_proj.enabled || options_.down_proj.enabled || options_.reorder) {
-      RETURN_IF_ERROR(Outputs());
+      RETURN_IF_ERROR(SmoothOutputs(options_, rounding_, *runner_, hidden_, block_));
     }
     return absl::OkStatus();
   }
@@ -52,7 +59,6 @@ class Transformer {
   absl::Status Attention();
   absl::Status SearchAttention(const VectorF& largest_q, const VectorF& largest_k);
   absl::StatusOr<VectorF> FittedScales(VectorF lambda);
-  absl::Status Outputs();
   // Squared error of each kv head at o_proj's output with these scales and stored keys and values;
   // `grams` are OutputGrams.
   absl::StatusOr<VectorD> AttentionErrors(const VectorF& lambda, DeviceBlock& device,
@@ -61,6 +67,7 @@ class Transformer {
   std::vector<MatrixD> OutputGrams() const;
 
   const TransformOptions& options_;
+  const solve::SolveOptions& rounding_;
   const kernels::KvFormat kv_;
   BlockRunner* const runner_;
   const std::vector<MatrixF>& hidden_;
@@ -218,50 +225,12 @@ absl::StatusOr<VectorF> Transformer::FittedScales(VectorF lambda) {
   return lambda;
 }
 
-absl::Status Transformer::Outputs() {
-  VectorF largest_o, largest_down;
-  {
-    ASSIGN_OR_RETURN(const DeviceBlock device, runner_->Load(block_, kernels::KvFormat::kF32));
-    for (const MatrixF& hidden : hidden_) {
-      MatrixF between = hidden, x;
-      RETURN_IF_ERROR(runner_->AddAttention(device, between, &x));
-      TakeLargest(x, largest_o);
-      ASSIGN_OR_RETURN(x, runner_->Input(device, Stage::kDown, between));
-      TakeLargest(x, largest_down);
-    }
-  }
-  VectorF values = transform::OverGroup(block_, largest_o);
-  if (options_.o_proj.enabled) {
-    // One scale for the query heads that share a value: the largest weight of theirs counts.
-    VectorF weights(largest_o.size());
-    for (int64_t k = 0; k < weights.size(); ++k) {
-      weights[k] = block_[kO].weight.col(k).cwiseAbs().maxCoeff();
-    }
-    const MatrixF largest_weights = transform::OverGroup(block_, weights).transpose();
-    const VectorF s = transform::OutputScales(largest_weights, values, options_.o_proj.alpha,
-                                              options_.o_proj.beta);
-    transform::ScaleValues(s, block_);
-    values.array() /= s.array();
-  }
-  if (options_.down_proj.enabled) {
-    const VectorF s = transform::OutputScales(block_[kDown].weight, largest_down,
-                                              options_.down_proj.alpha, options_.down_proj.beta);
-    transform::ScaleFeedForward(s, block_);
-    largest_down.array() /= s.array();
-  }
-  if (options_.reorder) {
-    transform::ReorderValues(values, block_);
-    transform::ReorderFeedForward(largest_down, block_);
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
-absl::Status TransformBlock(const TransformOptions& options, kernels::KvFormat kv,
-                            BlockRunner* runner, const std::vector<MatrixF>& hidden,
-                            BlockWeights& block) {
-  return Transformer(options, kv, runner, hidden, block).Run();
+absl::Status TransformBlock(const TransformOptions& options, const solve::SolveOptions& rounding,
+                            kernels::KvFormat kv, BlockRunner* runner,
+                            const std::vector<MatrixF>& hidden, BlockWeights& block) {
+  return Transformer(options, rounding, kv, runner, hidden, block).Run();
 }
 
 }  // namespace qserve::quantizer

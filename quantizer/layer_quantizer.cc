@@ -45,8 +45,8 @@ absl::StatusOr<RoundedBlock> LayerQuantizer::Quantize(BlockWeights block, Stream
   if (rotation_ != nullptr) {
     transform::RotateResidual(*rotation_, block, settings_.solve.threads);
   }
-  RETURN_IF_ERROR(TransformBlock(settings_.transform, KvFormatOf(settings_.kv_bits), runner_,
-                                 streams.exact, block));
+  RETURN_IF_ERROR(TransformBlock(settings_.transform, settings_.solve,
+                                 KvFormatOf(settings_.kv_bits), runner_, streams.exact, block));
   RoundedBlock rounded;
   rounded.q_gain = block.q_gain;
   rounded.k_gain = block.k_gain;

@@ -27,6 +27,7 @@ constexpr Settings Qoq(Scheme scheme) {
   Settings settings;
   settings.transform.attention.search = true;
   settings.transform.down_proj.enabled = true;
+  settings.transform.down_proj.search = true;
   settings.solve.scheme = scheme;
   return settings;
 }

@@ -27,6 +27,10 @@ struct SmoothOutputOptions {
   bool enabled = false;
   double alpha = 0.3;
   double beta = 0.7;
+  // The pair (alpha, 0) or (alpha, 1 - alpha) with which the linear's output errs least, or no
+  // smoothing where none saves much; alpha and beta above are then not used.
+  bool search = false;
+  int steps = 10;  // alphas 1 / steps, 2 / steps, ..., 1
 };
 
 struct TransformOptions {

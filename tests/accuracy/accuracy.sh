@@ -64,7 +64,8 @@ recipes() {
 # Each row adds to the one above.
 steps() {
   local -A switches=([rotation]=off [clip-search]=off [free-zero]=off [gptq-sweeps]=0 [int8-inputs]=off [correction]=0
-    [smooth-attention]=off [smooth-attention-search]=off [value-transform]=none [smooth-down]=off [calibration-samples]=32)
+    [smooth-attention]=off [smooth-attention-search]=off [value-transform]=none [smooth-down]=off [smooth-down-search]=off
+    [calibration-samples]=32)
   # add NAME TITLE SWITCH=VALUE...
   add() {
     local name="$1" title="$2" switch flags=()
@@ -81,32 +82,31 @@ steps() {
   add attention "+ SmoothAttention, alpha 0.5" smooth-attention=on
   add values "+ Hadamard matrix on the value heads" value-transform=hadamard
   add alpha "+ alpha searched for each head" smooth-attention-search=on
-  add down "+ smoothing of down_proj (\`qoq-g128 --calibration-samples 32\`)" smooth-down=on
+  add down "+ smoothing of down_proj where it saves errors (\`qoq-g128 --calibration-samples 32\`)" smooth-down=on \
+    smooth-down-search=on
 }
 
-# What follows is compared with recipes and with each other without smoothing of down_proj, as most of it was measured.
-readonly OFF=(--smooth-down off)
-
 smoothing() {
-  local recipe
-  row smooth-o "\`qoq-g128 --calibration-samples 32 --smooth-down off --smooth-o on\`" "$MODEL" --recipe qoq-g128 --calibration-samples 32 \
-    "${OFF[@]}" --smooth-o on
-  for recipe in qoq-g128 qoq-gchn; do
-    row "smooth-none-$recipe" "\`$recipe --smooth-down off\`" "$MODEL" --recipe "$recipe" "${OFF[@]}"
+  local recipe switches
+  for switches in "--smooth-down off" "--smooth-down-search off" "--smooth-o on --smooth-o-search on" "--smooth-o on"; do
+    for recipe in qoq-g128 qoq-gchn; do
+      # shellcheck disable=SC2086  # several words
+      row "$recipe${switches// /}" "\`$recipe $switches\`" "$MODEL" --recipe "$recipe" $switches
+    done
   done
 }
 
 clipping() {
   local recipe
   for recipe in qoq-g128 qoq-gchn; do
-    row "clip-$recipe" "\`$recipe --smooth-down off --clip-attention on\`" "$MODEL" --recipe "$recipe" "${OFF[@]}" --clip-attention on
+    row "clip-$recipe" "\`$recipe --clip-attention on\`" "$MODEL" --recipe "$recipe" --clip-attention on
   done
 }
 
 choices() {
-  row balanced "value heads balanced" "$MODEL" --recipe qoq-g128 "${OFF[@]}" --value-transform balanced
-  row reorder "channels of o_proj and down_proj reordered" "$MODEL" --recipe qoq-g128 "${OFF[@]}" --reorder on
-  row damping "\`--gptq-damping 0.003\`" "$MODEL" --recipe qoq-g128 "${OFF[@]}" --gptq-damping 0.003
+  row balanced "\`--value-transform balanced\`" "$MODEL" --recipe qoq-g128 --value-transform balanced
+  row reorder "\`--reorder on\`" "$MODEL" --recipe qoq-g128 --reorder on
+  row damping "\`--gptq-damping 0.003\`" "$MODEL" --recipe qoq-g128 --gptq-damping 0.003
   served=(--lm-head-dtype fp16)
   row head-fp16 "lm_head served in fp16" "$MODEL" --recipe qoq-g128
   served=(--lm-head-dtype int4)
@@ -122,8 +122,7 @@ seeds() {
   local recipe seed
   for recipe in qoq-g128 qoq-gchn; do
     for seed in 1 2 3; do
-      row "$recipe-$seed" "\`$recipe --smooth-down off --rotation-seed $seed\`" "$MODEL" --recipe "$recipe" "${OFF[@]}" \
-        --rotation-seed "$seed"
+      row "$recipe-$seed" "\`$recipe --rotation-seed $seed\`" "$MODEL" --recipe "$recipe" --rotation-seed "$seed"
     done
   done
 }
@@ -134,7 +133,8 @@ outliers() {
     row "$outlier-rtn" "$outlier, \`rtn-g128\`" "$WORK/$outlier" --recipe rtn-g128
     row "$outlier-qoq" "$outlier, \`qoq-g128\`" "$WORK/$outlier" --recipe qoq-g128 --calibration-samples 16
   done
-  row down-30-none "down-30, \`qoq-g128 --smooth-down off\`" "$WORK/down-30" --recipe qoq-g128 --calibration-samples 16 "${OFF[@]}"
+  row down-30-none "down-30, \`qoq-g128 --smooth-down off\`" "$WORK/down-30" --recipe qoq-g128 --calibration-samples 16 \
+    --smooth-down off
 }
 
 mkdir -p "$WORK"

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "quantizer/block_transformer.h"
+#include "quantizer/output_smoother.h"
 #include "quantizer/transform/fold.h"
 #include "quantizer/transform/smooth.h"
 #include "quantizer/transform/value_transform.h"
@@ -33,7 +34,7 @@ class TransformTest : public ::testing::TestWithParam<std::string> {
     const BlockWeights before = fixture_.Block();
     BlockWeights after = before;
     const absl::Status status =
-        TransformBlock(options, kernels::KvFormat::kInt4, &fixture_.runner(), {hidden_}, after);
+        TransformBlock(options, {}, kernels::KvFormat::kInt4, &fixture_.runner(), {hidden_}, after);
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_LT(Difference(fixture_.Run(after, hidden_), fixture_.Run(before, hidden_)), kTolerance);
     bool changed = before.k_gain != after.k_gain;
@@ -102,6 +103,53 @@ TEST_P(TransformTest, OutputSmoothingAndOrder) {
   ExpectPreserved(options);
 }
 
+// Smoothing that is searched for is done where inputs of down_proj are unlike one another, and only
+// there.
+TEST_P(TransformTest, OutputSmoothingIsSearchedFor) {
+  TransformOptions options = Nothing();
+  options.down_proj = {.enabled = true, .search = true};
+  BlockWeights block = fixture_.Block();
+  const MatrixF exact = fixture_.Run(block, hidden_);
+  const auto transform = [&] {
+    return TransformBlock(options, {}, kernels::KvFormat::kInt4, &fixture_.runner(), {hidden_},
+                          block);
+  };
+  const MatrixF down = block[kDown].weight;
+  ASSERT_TRUE(transform().ok());
+  EXPECT_EQ(block[kDown].weight, down);
+
+  VectorF outliers = VectorF::Ones(down.cols());
+  for (int64_t i = 5; i < outliers.size(); i += 50) outliers[i] = 1.0f / 50;
+  transform::ScaleFeedForward(outliers, block);
+  const auto error = [&]() -> double {
+    const auto device = *fixture_.runner().Load(block, kernels::KvFormat::kF32);
+    const MatrixF inputs = *fixture_.runner().Input(device, calibration::Stage::kDown, hidden_);
+    const VectorF ones = VectorF::Ones(inputs.cols());
+    return *SmoothedError(block[kDown].weight, inputs, ones, {}, fixture_.runner().backend());
+  };
+  const double spoilt = error();
+  ASSERT_TRUE(transform().ok());
+  EXPECT_LT(error(), 0.5 * spoilt);
+  EXPECT_LT(Difference(fixture_.Run(block, hidden_), exact), kTolerance);
+}
+
+// Values that o_proj reads are scaled alike for all query heads of a group, searched for or not.
+TEST_P(TransformTest, ValueSmoothingIsSearchedFor) {
+  BlockWeights block = fixture_.Block();
+  const MatrixF exact = fixture_.Run(block, hidden_);
+  VectorF outliers = VectorF::Ones(block.kv_heads * block.head_dim);
+  for (int64_t i = 3; i < outliers.size(); i += 20) outliers[i] = 1.0f / 50;
+  transform::ScaleValues(outliers, block);
+  const MatrixF spoilt = block[kO].weight;
+  TransformOptions options = Nothing();
+  options.o_proj = {.enabled = true, .search = true};
+  ASSERT_TRUE(
+      TransformBlock(options, {}, kernels::KvFormat::kInt4, &fixture_.runner(), {hidden_}, block)
+          .ok());
+  EXPECT_NE(block[kO].weight, spoilt);
+  EXPECT_LT(Difference(fixture_.Run(block, hidden_), exact), kTolerance);
+}
+
 // Keys of one pair of channels 20 times as large: 4 bits for the head are spent on them, and
 // SmoothAttention gives them back. Biases are scaled with the weights.
 TEST_P(TransformTest, SmoothAttentionSavesKeysWithOutliers) {
@@ -117,7 +165,8 @@ TEST_P(TransformTest, SmoothAttentionSavesKeysWithOutliers) {
   TransformOptions options = Nothing();
   options.attention = {.enabled = true, .alpha = 1, .beta = 0};
   ASSERT_TRUE(
-      TransformBlock(options, kernels::KvFormat::kInt4, &fixture_.runner(), {hidden_}, block).ok());
+      TransformBlock(options, {}, kernels::KvFormat::kInt4, &fixture_.runner(), {hidden_}, block)
+          .ok());
   const float saved = (fixture_.Run(block, hidden_, kernels::KvFormat::kInt4) - exact).norm();
   EXPECT_LT(saved, 0.8f * spoilt);
 }
