@@ -82,7 +82,7 @@ absl::Status Transformer::Values() {
     transform::ApplyValueTransform(matrices, block_);
     return absl::OkStatus();
   }
-  ASSIGN_OR_RETURN(const DeviceBlock device, runner_->Load(block_, kernels::KvFormat::kF32));
+  ASSIGN_OR_RETURN(const DeviceBlock device, runner_->Load(block_, runner_->exact_kv()));
   const int64_t dim = block_.head_dim;
   std::vector<MatrixD> moments(static_cast<size_t>(block_.kv_heads), MatrixD::Zero(dim, dim));
   for (const MatrixF& hidden : hidden_) {
@@ -104,7 +104,7 @@ absl::Status Transformer::Values() {
 absl::Status Transformer::Attention() {
   VectorF largest_q, largest_k;
   {
-    ASSIGN_OR_RETURN(const DeviceBlock device, runner_->Load(block_, kernels::KvFormat::kF32));
+    ASSIGN_OR_RETURN(const DeviceBlock device, runner_->Load(block_, runner_->exact_kv()));
     for (const MatrixF& hidden : hidden_) {
       ASSIGN_OR_RETURN(const MatrixF x, runner_->Input(device, Stage::kQkv, hidden));
       ASSIGN_OR_RETURN(const BlockRunner::Rotated rotated,
@@ -160,7 +160,7 @@ absl::StatusOr<VectorD> Transformer::AttentionErrors(const VectorF& lambda, Devi
 }
 
 absl::Status Transformer::SearchAttention(const VectorF& largest_q, const VectorF& largest_k) {
-  ASSIGN_OR_RETURN(DeviceBlock device, runner_->Load(block_, kernels::KvFormat::kF32));
+  ASSIGN_OR_RETURN(DeviceBlock device, runner_->Load(block_, runner_->exact_kv()));
   const size_t windows = std::min(hidden_.size(), static_cast<size_t>(options_.attention.windows));
   std::vector<MatrixF> exact(windows);
   for (size_t w = 0; w < windows; ++w) {
@@ -201,7 +201,7 @@ absl::StatusOr<VectorF> Transformer::FittedScales(VectorF lambda) {
   constexpr int64_t kTokens = 1024;
   const int64_t dim = block_.head_dim;
   const int64_t windows = std::min<int64_t>(std::ssize(hidden_), options_.attention.windows);
-  ASSIGN_OR_RETURN(const DeviceBlock device, runner_->Load(block_, kernels::KvFormat::kF32));
+  ASSIGN_OR_RETURN(const DeviceBlock device, runner_->Load(block_, runner_->exact_kv()));
   const int64_t each = std::max<int64_t>(1, kTokens / windows);
   MatrixF keys(0, block_.kv_heads * dim);
   VectorF queries = VectorF::Zero(block_.heads * dim);

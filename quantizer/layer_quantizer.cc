@@ -62,7 +62,7 @@ absl::StatusOr<RoundedBlock> LayerQuantizer::Quantize(BlockWeights block, Stream
 
 absl::Status LayerQuantizer::Calibrate(const BlockWeights& block, Streams& streams,
                                        RoundedBlock& to) {
-  ASSIGN_OR_RETURN(exact_, runner_->Load(block, kernels::KvFormat::kF32));
+  ASSIGN_OR_RETURN(exact_, runner_->Load(block, runner_->exact_kv()));
   ASSIGN_OR_RETURN(rounded_, runner_->Load(block, KvFormatOf(settings_.kv_bits)));
   RETURN_IF_ERROR(QuantizeStage(Stage::kQkv, block, streams, to));
   RETURN_IF_ERROR(QuantizeStage(Stage::kO, block, streams, to));

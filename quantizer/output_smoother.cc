@@ -81,7 +81,7 @@ class Smoother {
 };
 
 absl::Status Smoother::Collect(const std::vector<MatrixF>& hidden) {
-  ASSIGN_OR_RETURN(const DeviceBlock device, runner_.Load(block_, kernels::KvFormat::kF32));
+  ASSIGN_OR_RETURN(const DeviceBlock device, runner_.Load(block_, runner_.exact_kv()));
   const int64_t each = std::max<int64_t>(1, kSearchTokens / std::ssize(hidden));
   for (const MatrixF& before : hidden) {
     MatrixF between = before, x;

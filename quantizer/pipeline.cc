@@ -14,7 +14,6 @@
 #include "common/log.h"
 #include "common/mapped_file.h"
 #include "common/status_macros.h"
-#include "kernels/device_factory.h"
 #include "kernels/quant/half.h"
 #include "kernels/quant/qserve_pack.h"
 #include "quantizer/block/block_weights.h"
@@ -167,8 +166,9 @@ void Pipeline::Forget() {
 // Of everything that a block's bytes depend on.
 uint64_t Pipeline::Digest() const {
   const std::string text =
-      fmt::format("{}threads={}\nmodel={:x}\ntext={:x}\n", Describe(settings_), options_.threads,
-                  source_.digest(), HashSpan(std::span(options_.calibration)));
+      fmt::format("{}kernels={}\nthreads={}\nmodel={:x}\ntext={:x}\n", Describe(settings_),
+                  backend_->info().kernel_family, options_.threads, source_.digest(),
+                  HashSpan(std::span(options_.calibration)));
   return HashSpan(std::span(text));
 }
 
@@ -184,8 +184,8 @@ absl::Status Pipeline::Prepare() {
     return absl::InvalidArgumentError(
         "this recipe needs a calibration text: give --calibration FILE");
   }
-  ASSIGN_OR_RETURN(backend_, worker::model::ToAbsl(kernels::CreateBackend(
-                                 {.device = "cpu", .threads = options_.threads})));
+  ASSIGN_OR_RETURN(backend_, worker::model::ToAbsl(options_.create_backend(
+                                 {.device = options_.device, .threads = options_.threads})));
   const int64_t length = std::min(settings_.windows.length, config.max_position_embeddings);
   ASSIGN_OR_RETURN(runner_, calibration::BlockRunner::Create(config, *backend_, length));
   RETURN_IF_ERROR(EmbedWindows());

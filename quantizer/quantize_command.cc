@@ -39,6 +39,7 @@ struct Flags {
   std::string model, output, recipe, calibration;
   std::map<std::string, std::string> knobs;  // by name; empty: as the recipe has it
   std::string log_level = "info";
+  std::string device = "cpu";
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 };
 
@@ -47,6 +48,7 @@ absl::Status Run(const Flags& flags, const std::atomic<bool>& interrupted) {
   QuantizeOptions options;
   options.model = flags.model;
   options.output = flags.output;
+  options.device = flags.device;
   options.threads = flags.threads;
   options.terminal = ::isatty(STDERR_FILENO) == 1;
   options.interrupted = &interrupted;
@@ -81,6 +83,7 @@ int QuantizeCommand(int argc, const char* const* argv, const std::atomic<bool>& 
               "Text to calibrate on: a plain file, or .jsonl with a string \"text\" a line");
   for (const Knob& knob : Knobs())
     options.Add(knob.name, flags.knobs[knob.name], fmt::format("{} (unset: by recipe)", knob.help));
+  options.Add("device", flags.device, "That runs calibration: cpu, cuda or auto");
   options.Add("threads", flags.threads, "Threads to use")->check(CLI::Range(1, kMaxThreads));
   options.Add("log-level", flags.log_level, "debug, info, warn or error");
   options.app().footer(

@@ -130,10 +130,7 @@ void CudaBackend::CopyToHost(void* host, const void* device, int64_t bytes) {
 
 StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::Pack(const LinearWeight& weight) {
   if (Status status = Validate(weight); !status.ok()) return status;
-  if (!HasGpuOrder(weight.format)) {
-    return Unsupported(
-        "cuda: linears in full precision have no kernel here; serve the model quantized");
-  }
+  if (!HasGpuOrder(weight.format)) return PackFloats(weight);
   auto linear = std::make_unique<CudaLinear>();
   linear->layout = GpuLayoutOf(weight);
   linear->format = weight.format;
@@ -149,6 +146,27 @@ StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::Pack(const LinearWeight& we
   const LinearWorkspace most =
       LargestLinearWorkspace(linear_machine_, linear->layout, kMostLinearTokens);
   linear_sums_bytes_ = std::max(linear_sums_bytes_, most.sums_bytes);
+  return std::unique_ptr<PackedLinear>(std::move(linear));
+}
+
+StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::PackFloats(const LinearWeight& weight) {
+  auto linear = std::make_unique<CudaLinear>();
+  linear->format = weight.format;
+  linear->float_type = weight.float_type;
+  linear->n = weight.n;
+  linear->k = weight.k;
+  const auto upload = [&](const void* from, int64_t bytes, Buffer& to) -> Status {
+    StatusOr<Buffer> memory = Allocate(bytes, "weights");
+    if (!memory.ok()) return memory.status();
+    to = *std::move(memory);
+    CopyToDevice(to.data(), from, bytes);
+    linear->bytes += bytes;
+    return {};
+  };
+  const auto bias_bytes = std::ssize(weight.bias) * static_cast<int64_t>(sizeof(float));
+  Status status = upload(weight.floats.data(), std::ssize(weight.floats), linear->memory);
+  if (status.ok()) status = upload(weight.bias.data(), bias_bytes, linear->bias);
+  if (!status.ok()) return status;
   return std::unique_ptr<PackedLinear>(std::move(linear));
 }
 

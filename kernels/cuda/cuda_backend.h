@@ -33,8 +33,10 @@ struct CudaBackendOptions {
 
 // A weight in GPU order.
 struct CudaLinear final : PackedLinear {
-  GpuWeightLayout layout;
+  GpuWeightLayout layout;                  // of all formats but kFloat
+  FloatType float_type = FloatType::kF32;  // of kFloat: memory is [n][k]
   Buffer memory;
+  Buffer bias;  // of kFloat, fp32 [n] or none; the others have theirs in `memory`
 };
 
 // What is left to graphs, communicators and the driver on a device of that size.
@@ -89,6 +91,7 @@ class CudaBackend final : public Backend, public CudaStreamOwner {
 
  private:
   CudaBackend(std::unique_ptr<Runtime> runtime, const CudaBackendOptions& options);
+  StatusOr<std::unique_ptr<PackedLinear>> PackFloats(const LinearWeight& weight);
 
   // Runs an operation's body unless the step has failed; one outside a step is a step by itself.
   template <class Body>

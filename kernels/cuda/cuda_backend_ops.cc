@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/float_linear.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/sampling.h"
@@ -81,6 +82,17 @@ void CudaBackend::Linear(const LinearArgs& args) {
   Operation([&] {
     if (!runner_.Issuing()) return;  // it has no host arrays
     const auto& weight = static_cast<const CudaLinear&>(*args.weight);
+    if (weight.format == WeightFormat::kFloat) {
+      StreamHandle const to = runner_.Issue();
+      if (to == nullptr) return;
+      runner_.Check(LaunchFloatLinear(to, {.weight = weight.memory.data(),
+                                           .weight_type = weight.float_type,
+                                           .bias = weight.bias.as<float>(),
+                                           .x = args.x,
+                                           .out = args.out}),
+                    "Linear");
+      return;
+    }
     const LinearChoice choice =
         ChooseLinear(linear_machine_, ProblemOf(weight.layout, args.out.rows));
     // Sums as large as any batch will want: small ones are split further than the largest, which

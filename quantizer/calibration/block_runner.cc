@@ -1,12 +1,14 @@
 // See block_runner.h.
 #include "quantizer/calibration/block_runner.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "common/check.h"
 #include "common/status_macros.h"
 #include "kernels/ops.h"
+#include "kernels/quant/half.h"
 #include "quantizer/calibration/gram.h"
 #include "worker/model/device_status.h"
 #include "worker/model/rope.h"
@@ -26,17 +28,19 @@ absl::StatusOr<std::unique_ptr<BlockRunner>> BlockRunner::Create(
 absl::Status BlockRunner::Allocate() {
   const int64_t width = int64_t{config_.heads + 2 * config_.kv_heads} * config_.head_dim;
   const auto rows = [&](FloatRows& to, int64_t cols) -> absl::Status {
-    ASSIGN_OR_RETURN(to, FloatRows::Create(backend_, kernels::FloatType::kF32, length_, cols));
+    ASSIGN_OR_RETURN(to,
+                     FloatRows::Create(backend_, backend_.info().activation_type, length_, cols));
     return absl::OkStatus();
   };
   RETURN_IF_ERROR(rows(hidden_, config_.hidden_size));
-  RETURN_IF_ERROR(rows(delta_, config_.hidden_size));
+  ASSIGN_OR_RETURN(
+      delta_, FloatRows::Create(backend_, kernels::FloatType::kF32, length_, config_.hidden_size));
   RETURN_IF_ERROR(rows(qkv_, width));
   RETURN_IF_ERROR(rows(gate_up_, 2 * config_.intermediate_size));
   const int64_t pages = (length_ + kernels::kKvPageTokens - 1) / kernels::kKvPageTokens;
   block_table_.resize(static_cast<size_t>(pages));
   std::iota(block_table_.begin(), block_table_.end(), 0);
-  const kernels::KvShape widest = {kernels::KvFormat::kF32, config_.kv_heads, config_.head_dim};
+  const kernels::KvShape widest = {exact_kv(), config_.kv_heads, config_.head_dim};
   ASSIGN_OR_RETURN(pages_,
                    ToAbsl(backend_.Allocate(pages * kernels::KvPageBytes(widest), "kv cache")));
   ASSIGN_OR_RETURN(host_cos_sin_, worker::model::MakeRopeTable(config_, length_));
@@ -97,10 +101,23 @@ absl::Status BlockRunner::Replace(Stage stage,
   return absl::OkStatus();
 }
 
+kernels::KvFormat BlockRunner::exact_kv() const {
+  return backend_.info().activation_type == kernels::FloatType::kF32 ? kernels::KvFormat::kF32
+                                                                     : kernels::KvFormat::kF16;
+}
+
 void BlockRunner::PutHidden(const MatrixF& hidden) {
   QSERVE_CHECK(hidden.rows() <= length_ && hidden.cols() == config_.hidden_size);
-  backend_.CopyToDevice(hidden_.First(hidden.rows()).data, hidden.data(),
-                        hidden.size() * int64_t{sizeof(float)});
+  const kernels::FloatMatrix to = hidden_.First(hidden.rows());
+  if (to.type == kernels::FloatType::kF32) {
+    backend_.CopyToDevice(to.data, hidden.data(), hidden.size() * int64_t{sizeof(float)});
+    return;
+  }
+  std::vector<uint16_t> narrow(static_cast<size_t>(hidden.size()));
+  std::transform(hidden.data(), hidden.data() + hidden.size(), narrow.begin(), [&](float x) {
+    return to.type == kernels::FloatType::kF16 ? kernels::FloatToHalf(x) : kernels::FloatToBf16(x);
+  });
+  backend_.CopyToDevice(to.data, narrow.data(), std::ssize(narrow) * int64_t{sizeof(uint16_t)});
 }
 
 MatrixF BlockRunner::TakeInput(const DeviceLinear& linear, int64_t tokens) const {

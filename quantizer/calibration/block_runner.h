@@ -69,6 +69,9 @@ class BlockRunner {
   };
   absl::StatusOr<Rotated> RotatedQueriesAndKeys(const BlockWeights& block, const MatrixF& input);
 
+  // Keys and values as nearly exact as the device stores them: fp32, or fp16 on a GPU.
+  kernels::KvFormat exact_kv() const;
+
   const worker::checkpoint::ModelConfig& config() const { return config_; }
   kernels::Backend& backend() { return backend_; }
 

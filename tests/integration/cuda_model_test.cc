@@ -148,6 +148,7 @@ std::vector<float> LogitsOn(kernels::Backend& backend, const std::string& path, 
 // not the arithmetic, is most of the distance.
 TEST_F(CudaModel, LogitsAreNearTheCpusAndTheSameForAllChunks) {
   const LogitsCase cases[] = {
+      {"full precision", Dtype::kF16, LoadQuantization::kNone, KvCacheType::kFp16, 0.01},
       {"fp16, fp16 kv", Dtype::kF16, LoadQuantization::kRtnGroup128, KvCacheType::kFp16, 0.03},
       {"fp16, int4 kv", Dtype::kF16, LoadQuantization::kRtnGroup128, KvCacheType::kInt4, 0.08},
       {"bf16, int4 kv", Dtype::kBf16, LoadQuantization::kRtnPerChannel, KvCacheType::kInt4, 0.12},

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/cuda/runtime_emulated.h"
+#include "kernels/ops.h"
 
 namespace qserve::kernels::cuda {
 namespace {
@@ -375,14 +376,29 @@ TEST(EmulatedRuntimeTest, NoticesAThreadThatForgotItsDevice) {
   EXPECT_EQ(first.Free(memory), 0);
 }
 
-TEST_F(CudaBackendTest, FullPrecisionWeightsAreRefused) {
+TEST_F(CudaBackendTest, MultipliesByFullPrecisionWeights) {
+  const std::vector<float> values = {1, 2, 3, 4, 5, 6};
   LinearWeight weight;
-  weight.n = weight.k = 4;
-  weight.floats.resize(64);
+  weight.n = 2;
+  weight.k = 3;
+  weight.floats.resize(values.size() * sizeof(float));
+  std::memcpy(weight.floats.data(), values.data(), weight.floats.size());
+  weight.bias = {10, 20};
   const auto packed = backend_->Pack(weight);
-  ASSERT_FALSE(packed.ok());
-  EXPECT_EQ(packed.status().code(), StatusCode::kUnsupported);
-  EXPECT_THAT(packed.status().message(), HasSubstr("quantized"));
+  ASSERT_TRUE(packed.ok());
+  EXPECT_EQ((*packed)->bytes, 6 * 4 + 2 * 4);
+  const std::vector<float> x = {1, 0, -1, 2, 1, 0};
+  const Buffer in = *backend_->Allocate(24, "x"), out = *backend_->Allocate(16, "out");
+  backend_->CopyToDevice(in.data(), x.data(), 24);
+  const Status status = backend_->Run(0, [&] {
+    ops::Linear(*backend_, {.weight = packed->get(),
+                            .x = {.rows = 2, .cols = 3, .f32 = in.as<float>(), .f32_stride = 3},
+                            .out = FloatMatrix(out.as<float>(), 2, 2, 2)});
+  });
+  ASSERT_TRUE(status.ok()) << status.message();
+  std::vector<float> sums(4);
+  backend_->CopyToHost(sums.data(), out.data(), 16);
+  EXPECT_THAT(sums, ElementsAre(8, 18, 14, 33));
 }
 
 }  // namespace
