@@ -288,6 +288,7 @@ class CalibratedTest : public QuantizeTest {
     options_.output = output();
     options_.settings = (*FindRecipe("qoq-g128"))->settings;
     options_.settings.transform.attention.steps = 3;
+    options_.settings.transform.down_proj.steps = 1;
     options_.settings.windows = {.samples = 3, .length = 32, .seed = 1};
     for (int32_t i = 0; i < 150; ++i) options_.calibration.push_back(i * i * 7 % 61);
   }

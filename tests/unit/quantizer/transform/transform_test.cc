@@ -107,7 +107,7 @@ TEST_P(TransformTest, OutputSmoothingAndOrder) {
 // there.
 TEST_P(TransformTest, OutputSmoothingIsSearchedFor) {
   TransformOptions options = Nothing();
-  options.down_proj = {.enabled = true, .search = true};
+  options.down_proj = {.enabled = true, .search = true, .steps = 3};
   BlockWeights block = fixture_.Block();
   const MatrixF exact = fixture_.Run(block, hidden_);
   const auto transform = [&] {
@@ -142,7 +142,7 @@ TEST_P(TransformTest, ValueSmoothingIsSearchedFor) {
   transform::ScaleValues(outliers, block);
   const MatrixF spoilt = block[kO].weight;
   TransformOptions options = Nothing();
-  options.o_proj = {.enabled = true, .search = true};
+  options.o_proj = {.enabled = true, .search = true, .steps = 3};
   ASSERT_TRUE(
       TransformBlock(options, {}, kernels::KvFormat::kInt4, &fixture_.runner(), {hidden_}, block)
           .ok());
