@@ -73,6 +73,22 @@ TEST_F(GpuParity, Linears) {
   }
 }
 
+TEST_F(GpuParity, LinearsInFullPrecision) {
+  std::vector<LinearCase> cases = {
+      {.format = WeightFormat::kFloat, .n = 130, .k = 257, .m = 9, .bias = true}};
+  if (!SmallCasesOnly())
+    cases.push_back({.format = WeightFormat::kFloat, .n = 4096, .k = 14336, .m = 257});
+  for (const LinearCase& c : cases) {
+    const std::vector<float> expected = Multiply(*cpu_, c), got = Multiply(*gpu_, c);
+    ASSERT_EQ(got.size(), expected.size());
+    // Two orders of sums of products within [-1, 1], in fp32.
+    const double tolerance = 2e-6 * std::sqrt(static_cast<double>(c.k));
+    for (size_t i = 0; i < got.size(); ++i) {
+      ASSERT_NEAR(got[i], expected[i], tolerance) << c.Name() << " at " << i;
+    }
+  }
+}
+
 // Rows that were quantized after arithmetic in another order: codes may differ by one, no more.
 void ExpectRowsNear(Backend& gpu, const DeviceActivation& got, Backend& cpu,
                     const DeviceActivation& expected, float tolerance) {
