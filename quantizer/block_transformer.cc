@@ -23,16 +23,6 @@ using calibration::Stage;
 using transform::TransformOptions;
 using transform::ValueTransform;
 
-// Largest magnitude of every column.
-void TakeLargest(const MatrixF& x, VectorF& largest) {
-  const VectorF here = x.cwiseAbs().colwise().maxCoeff().transpose();
-  if (largest.size() == 0) {
-    largest = here;
-  } else {
-    largest = largest.cwiseMax(here).eval();
-  }
-}
-
 class Transformer {
  public:
   Transformer(const TransformOptions& options, const solve::SolveOptions& rounding,
@@ -109,8 +99,8 @@ absl::Status Transformer::Attention() {
       ASSIGN_OR_RETURN(const MatrixF x, runner_->Input(device, Stage::kQkv, hidden));
       ASSIGN_OR_RETURN(const BlockRunner::Rotated rotated,
                        runner_->RotatedQueriesAndKeys(block_, x));
-      TakeLargest(rotated.q, largest_q);
-      TakeLargest(rotated.k, largest_k);
+      calibration::TakeLargest(rotated.q, largest_q);
+      calibration::TakeLargest(rotated.k, largest_k);
     }
   }
   if (options_.attention.search) return SearchAttention(largest_q, largest_k);

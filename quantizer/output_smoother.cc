@@ -37,8 +37,7 @@ struct Inputs {
   MatrixF sample;   // some tokens, for the search
 
   void Take(const MatrixF& x, int64_t tokens) {
-    const VectorF here = x.cwiseAbs().colwise().maxCoeff().transpose();
-    largest = largest.size() == 0 ? here : largest.cwiseMax(here).eval();
+    calibration::TakeLargest(x, largest);
     const MatrixF some = EveryFew(x, tokens);
     sample.conservativeResize(sample.rows() + some.rows(), x.cols());
     sample.bottomRows(some.rows()) = some;

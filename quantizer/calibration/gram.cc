@@ -47,6 +47,15 @@ absl::Status AddGram(kernels::Backend& backend, const MatrixF& a, const MatrixF&
   return absl::OkStatus();
 }
 
+void TakeLargest(const MatrixF& x, VectorF& largest) {
+  const VectorF here = x.cwiseAbs().colwise().maxCoeff().transpose();
+  if (largest.size() == 0) {
+    largest = here;
+  } else {
+    largest = largest.cwiseMax(here).eval();
+  }
+}
+
 void SimulateInt8(MatrixF& x) {
   std::vector<int8_t> codes(static_cast<size_t>(x.cols()));
   for (int64_t row = 0; row < x.rows(); ++row) {

@@ -40,6 +40,8 @@ std::vector<std::string> Quantize(const std::string& output) {
           "2",
           "--smooth-attention-search",
           "off",
+          "--smooth-down-search",
+          "off",
           "--clip-search",
           "off",
           "--gptq-sweeps",
