@@ -106,8 +106,10 @@ absl::StatusOr<VectorF> Smoother::Choose(const SmoothOutputOptions& options, Lin
   if (!options.search) return scales_of(options.alpha, options.beta);
   const MatrixF weight = EveryFew(block_[linear].weight, kSearchRows);
   VectorF best = VectorF::Ones(weight.cols());
+  ASSIGN_OR_RETURN(const MatrixF exact,
+                   calibration::MultiplyTransposed(runner_.backend(), sample, weight));
   ASSIGN_OR_RETURN(const double none,
-                   SmoothedError(weight, sample, best, rounding_, runner_.backend()));
+                   SmoothedError(weight, sample, exact, best, rounding_, runner_.backend()));
   double least = kWorthwhile * none;
   double alpha_taken = 0, beta_taken = 0;
   const int steps = std::max(1, options.steps);
@@ -116,7 +118,7 @@ absl::StatusOr<VectorF> Smoother::Choose(const SmoothOutputOptions& options, Lin
     for (const double beta : {0.0, 1 - alpha}) {
       const VectorF scales = scales_of(alpha, beta);
       ASSIGN_OR_RETURN(const double error,
-                       SmoothedError(weight, sample, scales, rounding_, runner_.backend()));
+                       SmoothedError(weight, sample, exact, scales, rounding_, runner_.backend()));
       if (!(error < least)) continue;
       least = error;
       best = scales;
@@ -166,7 +168,8 @@ absl::Status Smoother::SmoothFeedForward() {
 }  // namespace
 
 absl::StatusOr<double> SmoothedError(const MatrixF& weight, const MatrixF& inputs,
-                                     const VectorF& scales, const solve::SolveOptions& rounding,
+                                     const MatrixF& exact, const VectorF& scales,
+                                     const solve::SolveOptions& rounding,
                                      kernels::Backend& backend) {
   const MatrixF scaled = weight * scales.asDiagonal();
   MatrixF x = inputs * scales.cwiseInverse().asDiagonal();
@@ -179,7 +182,6 @@ absl::StatusOr<double> SmoothedError(const MatrixF& weight, const MatrixF& input
   for (int64_t n = 0; n < values.rows(); ++n)
     kernels::DequantizeRow(rounded, n, values.row(n).data());
   ASSIGN_OR_RETURN(const MatrixF output, calibration::MultiplyTransposed(backend, x, values));
-  ASSIGN_OR_RETURN(const MatrixF exact, calibration::MultiplyTransposed(backend, inputs, weight));
   return (output - exact).cast<double>().squaredNorm();
 }
 

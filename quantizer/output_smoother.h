@@ -14,16 +14,18 @@
 
 namespace qserve::quantizer {
 
-// `hidden`: the residual stream before the block of every window, in full precision. `rounding`:
-// how weights will be rounded; the search takes its grids, and codes to nearest.
+// On the quantizer's thread; errors are the device's. `hidden`: the residual stream before the
+// block of every window, in full precision. `rounding`: how weights will be rounded; the search
+// takes its grids, and codes to nearest.
 absl::Status SmoothOutputs(const transform::TransformOptions& options,
                            const solve::SolveOptions& rounding, calibration::BlockRunner& runner,
                            const std::vector<MatrixF>& hidden, BlockWeights& block);
 
-// |Q8(x / s) Q4(W s)^T - x W^T|^2 over the tokens of `inputs` x [tokens][k], for W [n][k] and
-// scales s [k] of its columns.
+// |Q8(x / s) Q4(W s)^T - exact|^2 over the tokens of `inputs` x [tokens][k], for W [n][k], scales s
+// [k] of its columns, none of them zero, and `exact` = x W^T [tokens][n]. Likewise.
 absl::StatusOr<double> SmoothedError(const MatrixF& weight, const MatrixF& inputs,
-                                     const VectorF& scales, const solve::SolveOptions& rounding,
+                                     const MatrixF& exact, const VectorF& scales,
+                                     const solve::SolveOptions& rounding,
                                      kernels::Backend& backend);
 
 }  // namespace qserve::quantizer

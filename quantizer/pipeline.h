@@ -28,6 +28,7 @@ struct QuantizeOptions {
   // Called behind every block with its number; false: stop with Cancelled. May be empty.
   std::function<bool(int64_t layer)> layer_done;
   int64_t max_shard_bytes = int64_t{4'000'000'000};  // of tensor data per file
+  // Tests have an emulated GPU made instead.
   std::function<kernels::StatusOr<std::unique_ptr<kernels::Backend>>(const kernels::DeviceOptions&)>
       create_backend = kernels::CreateBackend;
 };

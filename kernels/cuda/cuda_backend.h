@@ -31,7 +31,7 @@ struct CudaBackendOptions {
   int64_t transfer_bytes = int64_t{8} << 20;  // pieces of large copies
 };
 
-// A weight in GPU order.
+// A weight on the device, in GPU order where its format has one.
 struct CudaLinear final : PackedLinear {
   GpuWeightLayout layout;                  // of all formats but kFloat
   FloatType float_type = FloatType::kF32;  // of kFloat: memory is [n][k]

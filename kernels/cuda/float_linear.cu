@@ -1,7 +1,6 @@
 // Launches linears in full precision, see float_linear.h.
 #include "kernels/cuda/float_linear.h"
 
-#include <algorithm>
 #include <cstdint>
 
 #include "kernels/cuda/device/float_linear.h"
@@ -10,31 +9,24 @@
 namespace qserve::kernels::cuda {
 namespace {
 
-constexpr int64_t kMostGridY = 65535;
-
 template <FloatType kType>
 DeviceError LaunchType(StreamHandle stream, const FloatLinearLaunch& launch) {
   using Kernel = FloatLinearKernel<kType>;
-  const auto tiles = [](int64_t count) { return (count + Kernel::kTile - 1) / Kernel::kTile; };
-  // Rows beyond a grid's second dimension have launches of their own.
-  for (int64_t first = 0; first < launch.out.rows; first += kMostGridY * Kernel::kTile) {
-    typename Kernel::Params p;
-    p.weight = launch.weight;
-    p.bias = launch.bias;
-    p.x = launch.x.f32 + first * launch.x.f32_stride;
-    p.x_stride = launch.x.f32_stride;
-    p.out = static_cast<uint8_t*>(launch.out.data) +
-            first * launch.out.stride * BytesOf(launch.out.type);
-    p.out_stride = launch.out.stride;
-    p.out_type = launch.out.type;
-    p.m = std::min(launch.out.rows - first, kMostGridY * Kernel::kTile);
-    p.n = launch.out.cols;
-    p.k = launch.x.cols;
-    const Grid grid = {.x = static_cast<int>(tiles(p.n)), .y = static_cast<int>(tiles(p.m))};
-    if (const DeviceError error = Launch<Kernel>(stream, grid, Kernel::kSharedBytes, p); error != 0)
-      return error;
-  }
-  return 0;
+  const auto tiles = [](int64_t count) {
+    return static_cast<int>((count + Kernel::kTile - 1) / Kernel::kTile);
+  };
+  typename Kernel::Params p;
+  p.weight = launch.weight;
+  p.bias = launch.bias;
+  p.x = launch.x.f32;
+  p.x_stride = launch.x.f32_stride;
+  p.out = launch.out.data;
+  p.out_stride = launch.out.stride;
+  p.out_type = launch.out.type;
+  p.m = launch.out.rows;
+  p.n = launch.out.cols;
+  p.k = launch.x.cols;
+  return Launch<Kernel>(stream, {.x = tiles(p.m), .y = tiles(p.n)}, Kernel::kSharedBytes, p);
 }
 
 }  // namespace

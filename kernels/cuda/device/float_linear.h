@@ -36,7 +36,7 @@ struct FloatLinearKernel {
   static QSERVE_DEVICE void Run(const Params& p) {
     auto* const xs = reinterpret_cast<float*>(SharedMemory());  // [kSlice][kStride]
     float* const ws = xs + kSlice * kStride;                    // likewise
-    const int64_t row = int64_t{BlockY()} * kTile, column = int64_t{BlockX()} * kTile;
+    const int64_t row = int64_t{BlockX()} * kTile, column = int64_t{BlockY()} * kTile;
     const int m0 = ThreadId() / 16 * 4, n0 = ThreadId() % 16 * 4;
     float sums[4][4] = {};
     for (int64_t k = 0; k < p.k; k += kSlice) {

@@ -125,7 +125,9 @@ TEST_P(TransformTest, OutputSmoothingIsSearchedFor) {
     const auto device = *fixture_.runner().Load(block, kernels::KvFormat::kF32);
     const MatrixF inputs = *fixture_.runner().Input(device, calibration::Stage::kDown, hidden_);
     const VectorF ones = VectorF::Ones(inputs.cols());
-    return *SmoothedError(block[kDown].weight, inputs, ones, {}, fixture_.runner().backend());
+    const MatrixF outputs = inputs * block[kDown].weight.transpose();
+    return *SmoothedError(block[kDown].weight, inputs, outputs, ones, {},
+                          fixture_.runner().backend());
   };
   const double spoilt = error();
   ASSERT_TRUE(transform().ok());
